@@ -1,0 +1,45 @@
+#pragma once
+
+#include <functional>
+#include <utility>
+#include <variant>
+
+#include "core/thread_pool.hpp"
+
+namespace reprise {
+
+/// Where CPU kernels run: the threads of this rank (not owned; null = the calling thread alone).
+struct CpuStream {
+  ThreadPool* pool = nullptr;
+
+  /// body(begin, end) over chunks of [0, size); see ThreadPool::run.
+  void parallel_for(std::int64_t size, std::int64_t grain,
+                    const std::function<void(std::int64_t, std::int64_t)>& body) const {
+    if (pool == nullptr || pool->num_threads() == 1 || size <= grain) {
+      for (std::int64_t begin = 0; begin < size; begin += grain) body(begin, std::min(size, begin + grain));
+    } else {
+      pool->run(size, grain, body);
+    }
+  }
+  [[nodiscard]] int num_threads() const { return pool == nullptr ? 1 : pool->num_threads(); }
+};
+
+/// The compute device and queue that a kernel runs on. Kernels are free functions overloaded on the alternatives; the
+/// overload that takes Stream is one `visit` line. Constructors are explicit: an implicit one would let a missing
+/// overload compile and call itself for ever.
+class Stream {
+ public:
+  explicit Stream(CpuStream cpu) : device_(cpu) {}
+
+  template <class Visitor>
+  decltype(auto) visit(Visitor&& visitor) const {
+    return std::visit(std::forward<Visitor>(visitor), device_);
+  }
+  [[nodiscard]] bool is_cpu() const { return std::holds_alternative<CpuStream>(device_); }
+  [[nodiscard]] const CpuStream& cpu() const { return std::get<CpuStream>(device_); }
+
+ private:
+  std::variant<CpuStream> device_;
+};
+
+}  // namespace reprise
