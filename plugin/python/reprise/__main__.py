@@ -1,0 +1,29 @@
+"""python -m reprise COMMAND: prepare data, draw reports."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from . import __version__, prepare, report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m reprise", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for module in (prepare, report):
+        module.add_command(commands)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except prepare.DataError as error:
+        print(f"reprise: error: {error}", file=sys.stderr)
+        return 3
+    except OSError as error:
+        print(f"reprise: error: {error}", file=sys.stderr)
+        return 8 if error.errno in (28, 30, 13, 122) else 3  # ENOSPC, EROFS, EACCES, EDQUOT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
