@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/parameter.hpp"
+#include "core/stream.hpp"
+#include "launcher/safetensors.hpp"
+#include "layers/decoder_config.hpp"
+#include "parallel/process_groups.hpp"
+
+namespace reprise {
+
+// Hugging Face model folders: config.json, model.safetensors or shards named by model.safetensors.index.json, tokenizer
+// files. Everything that is wrong with one throws Error(kUsage) naming file, key (or tensor) and value.
+
+/// Reads config.json of llama, mistral, qwen2 or qwen3, in the spelling of transformers 4 (rope_theta, rope_scaling,
+/// torch_dtype) or 5 (rope_parameters, dtype). Refuses by name what the decoder does not compute: an active sliding
+/// window, other rope types, quantization, mixtures of experts, partial rotary factors, activations other than silu,
+/// softcaps, multipliers, custom code, ...
+[[nodiscard]] DecoderConfig read_decoder_config(const std::filesystem::path& folder);
+/// The same on the text of a config.json; `what` names it in messages.
+[[nodiscard]] DecoderConfig parse_decoder_config(std::string_view text, const std::string& what);
+
+/// The weight files of a folder, opened, and which of them holds each tensor.
+class WeightFiles {
+ public:
+  explicit WeightFiles(const std::filesystem::path& folder);
+
+  [[nodiscard]] const std::vector<SafetensorsReader>& files() const { return files_; }
+  [[nodiscard]] std::vector<std::string> names() const;  ///< sorted
+  [[nodiscard]] bool contains(const std::string& name) const { return file_of_.contains(name); }
+  [[nodiscard]] const SafetensorsReader& file(const std::string& name) const;
+  [[nodiscard]] const SafetensorsEntry& entry(const std::string& name) const;
+  /// The one dtype of all tensors ("F32", "BF16", "F16"), or that of most elements.
+  [[nodiscard]] std::string dtype() const;
+
+ private:
+  std::vector<SafetensorsReader> files_;
+  std::map<std::string, std::size_t> file_of_;
+};
+
+/// Reads this rank's blocks of every parameter, converted to T; no other bytes are kept. Missing, unexpected and
+/// mis-shaped tensors are named (up to ten each). A tied model may carry an lm_head.weight that equals the embedding.
+/// No communication.
+template <class T>
+void load_hugging_face(const std::filesystem::path& folder, bool tie_word_embeddings, ParameterSet<T>& parameters);
+
+struct ExportOptions {
+  /// "float32", "bfloat16", "float16", or "" = as in the source folder. Any other throws Error(kUsage).
+  std::string dtype;
+  /// A new file is begun before a tensor that would pass this size; one file when all fit.
+  std::int64_t max_shard_bytes = std::int64_t{5} << 30;
+};
+
+/// Writes `output` (which must not exist, or be empty) as a Hugging Face folder: weights from `parameters`, every other
+/// file of `source` copied byte for byte but weights, indices and python files; in config.json only torch_dtype or
+/// dtype changes, and only when the dtype does. Parameters that were loaded and not changed give tensors of the same
+/// bytes when the dtype is the source's. Built in `<output>.part` and renamed.
+///
+/// Collective over tp of dp rank 0; other dp ranks return at once. Tensor by tensor, in pieces of at most 64 MiB, the
+/// ranks send their blocks to tp rank 0 (one all-to-all a piece), which writes.
+template <class T>
+void export_hugging_face(const Stream& stream, const ProcessGroups& groups, ParameterSet<T>& parameters,
+                         const std::filesystem::path& source, const std::filesystem::path& output,
+                         const ExportOptions& options = {});
+
+/// SHA-256 (hex) over the names and tree hashes of config.json and the weight files; see sha256_tree for `world`.
+[[nodiscard]] std::string model_fingerprint(const std::filesystem::path& folder, Communicator* world = nullptr);
+
+}  // namespace reprise

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/error.hpp"
+#include "launcher/mapped_file.hpp"
+#include "parallel/communicator.hpp"
+
+namespace reprise {
+
+/// One document. mask[i] = 1: train on predicting token i (from the tokens before it); mask[0] trains nothing.
+struct Sample {
+  std::uint64_t id = 0;    ///< prefix ordinal << 48 | document index
+  std::uint64_t hash = 0;  ///< sample_hash of all its tokens and mask
+  std::vector<std::int32_t> tokens;
+  std::vector<std::uint8_t> mask;  ///< 0 or 1, one per token
+  std::vector<float> weight;       ///< one per token, or empty = 1
+
+  [[nodiscard]] std::int64_t size() const { return static_cast<std::int64_t>(tokens.size()); }
+};
+
+/// hash_bytes over the tokens as little-endian int32, then, seeded with that, over the mask; untruncated.
+[[nodiscard]] std::uint64_t sample_hash(std::span<const std::int32_t> tokens, std::span<const std::uint8_t> mask);
+
+/// Megatron's indexed dataset, memory-mapped: `<prefix>.idx` and `<prefix>.bin` of any integer type,
+/// `<prefix>.mask.bin` (uint8 per token of the .bin; absent = all but the first token of each document), optional
+/// `<prefix>.weight.bin` (float32 per token). A document is its sequences one behind the other. Everything wrong with
+/// the files throws Error(kData) naming file and byte offset. Reading is safe from threads.
+class IndexedDataset {
+ public:
+  /// `ordinal` tells the prefixes of a run apart in sample ids. Ids must lie in [0, vocab_size); 0 = not checked here.
+  explicit IndexedDataset(std::filesystem::path prefix, std::int64_t vocab_size = 0, std::uint64_t ordinal = 0);
+
+  [[nodiscard]] const std::filesystem::path& prefix() const { return prefix_; }
+  [[nodiscard]] std::int64_t size() const { return num_documents_; }  ///< documents
+  [[nodiscard]] std::int64_t num_tokens() const { return num_tokens_; }
+  [[nodiscard]] std::int64_t length(std::int64_t document) const;  ///< tokens of a document
+  [[nodiscard]] bool has_mask() const { return mask_ != nullptr; }
+  [[nodiscard]] bool has_weight() const { return weight_ != nullptr; }
+  [[nodiscard]] std::uint64_t sample_id(std::int64_t document) const {
+    return (ordinal_ << 48) | static_cast<std::uint64_t>(document);
+  }
+  [[nodiscard]] Sample read(std::int64_t document) const;
+  /// Targets of a document when no more than `max_tokens` of its tokens are read; reads the mask only.
+  [[nodiscard]] std::int64_t count_targets(std::int64_t document, std::int64_t max_tokens) const;
+
+ private:
+  struct Sequence {
+    std::int64_t pointer = 0;  ///< tokens from the start of the .bin
+    std::int64_t length = 0;
+  };
+  void read_index();
+  [[nodiscard]] Sequence sequence(std::int64_t index) const;
+  [[nodiscard]] std::pair<std::int64_t, std::int64_t> sequences(std::int64_t document) const;
+  void append_tokens(Sequence sequence, std::vector<std::int32_t>& tokens) const;
+
+  std::filesystem::path prefix_;
+  std::int64_t vocab_size_;
+  std::uint64_t ordinal_;
+  std::unique_ptr<MappedFile> index_, tokens_, mask_, weight_;
+  int dtype_code_ = 0;
+  std::int64_t element_bytes_ = 0;
+  std::int64_t num_sequences_ = 0, num_documents_ = 0, num_tokens_ = 0;
+  std::int64_t lengths_begin_ = 0, pointers_begin_ = 0, documents_begin_ = 0;  ///< bytes in the .idx
+};
+
+/// SHA-256 (hex) over the tree hashes of .idx, .bin and, where present, .mask.bin and .weight.bin; see sha256_tree.
+[[nodiscard]] std::string dataset_fingerprint(const std::filesystem::path& prefix, Communicator* world = nullptr);
+
+}  // namespace reprise

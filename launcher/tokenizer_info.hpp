@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace reprise {
+
+/// What the core needs to know of a tokenizer; texts are the Python side's business.
+struct TokenizerInfo {
+  std::vector<std::int32_t> eos_ids;  ///< sorted; generation stops at any of them
+  std::int32_t bos_id = -1;           ///< -1 = none
+  std::int32_t pad_id = -1;
+  std::int64_t max_id = -1;  ///< largest id in tokenizer.json (vocabulary and added tokens); -1 without the file
+};
+
+/// eos_token_id (an id or a list) of generation_config.json, else of config.json; ids must lie in [0, vocab_size).
+/// Throws Error(kUsage) naming file, key and value.
+[[nodiscard]] TokenizerInfo read_tokenizer_info(const std::filesystem::path& folder);
+
+/// SHA-256 (hex) of tokenizer.json, else of tokenizer.model, else of vocab.json and merges.txt; "none" without any.
+[[nodiscard]] std::string tokenizer_fingerprint(const std::filesystem::path& folder);
+/// SHA-256 (hex) of the chat template: chat_template.jinja, else `chat_template` of tokenizer_config.json; "none"
+/// without any.
+[[nodiscard]] std::string template_fingerprint(const std::filesystem::path& folder);
+
+}  // namespace reprise
