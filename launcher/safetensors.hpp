@@ -110,8 +110,4 @@ class SafetensorsWriter {
   std::map<std::string, Slot> slots_;
 };
 
-/// IEEE half precision as in dtype F16; float -> half rounds to nearest even, overflow gives infinity.
-[[nodiscard]] float half_to_float(std::uint16_t bits);
-[[nodiscard]] std::uint16_t float_to_half(float value);
-
 }  // namespace reprise
