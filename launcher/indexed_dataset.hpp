@@ -10,6 +10,7 @@
 #include "core/error.hpp"
 #include "launcher/mapped_file.hpp"
 #include "parallel/communicator.hpp"
+#include "parallel/shard.hpp"
 
 namespace reprise {
 
@@ -29,8 +30,9 @@ struct Sample {
 
 /// Megatron's indexed dataset, memory-mapped: `<prefix>.idx` and `<prefix>.bin` of any integer type,
 /// `<prefix>.mask.bin` (uint8 per token of the .bin; absent = all but the first token of each document), optional
-/// `<prefix>.weight.bin` (float32 per token). A document is its sequences one behind the other. Everything wrong with
-/// the files throws Error(kData) naming file and byte offset. Reading is safe from threads.
+/// `<prefix>.weight.bin` (float32 per token). A document is its sequences one behind the other. The sequences tile the
+/// .bin in order. Everything wrong with the files throws Error(kData) naming file and byte offset. Reading is safe from
+/// threads.
 class IndexedDataset {
  public:
   /// `ordinal` tells the prefixes of a run apart in sample ids. Ids must lie in [0, vocab_size); 0 = not checked here.
@@ -50,14 +52,15 @@ class IndexedDataset {
   [[nodiscard]] std::int64_t count_targets(std::int64_t document, std::int64_t max_tokens) const;
 
  private:
-  struct Sequence {
-    std::int64_t pointer = 0;  ///< tokens from the start of the .bin
-    std::int64_t length = 0;
-  };
   void read_index();
-  [[nodiscard]] Sequence sequence(std::int64_t index) const;
-  [[nodiscard]] std::pair<std::int64_t, std::int64_t> sequences(std::int64_t document) const;
-  void append_tokens(Sequence sequence, std::vector<std::int32_t>& tokens) const;
+  void check_sequences() const;
+  void check_documents() const;
+  void open_sidecars();
+  /// First token, in the .bin, of a sequence; num_tokens_ for the sequence behind the last.
+  [[nodiscard]] std::int64_t token_begin(std::int64_t sequence) const;
+  /// Tokens, in the .bin, of a document.
+  [[nodiscard]] Range token_range(std::int64_t document) const;
+  [[nodiscard]] std::int64_t document_index(std::int64_t index) const;
 
   std::filesystem::path prefix_;
   std::int64_t vocab_size_;
