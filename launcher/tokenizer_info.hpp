@@ -12,12 +12,16 @@ struct TokenizerInfo {
   std::vector<std::int32_t> eos_ids;  ///< sorted; generation stops at any of them
   std::int32_t bos_id = -1;           ///< -1 = none
   std::int32_t pad_id = -1;
-  std::int64_t max_id = -1;  ///< largest id in tokenizer.json (vocabulary and added tokens); -1 without the file
 };
 
-/// eos_token_id (an id or a list) of generation_config.json, else of config.json; ids must lie in [0, vocab_size).
+/// eos_token_id (an id or a list), bos_token_id and pad_token_id of generation_config.json, else of config.json; ids
+/// must lie in [0, vocab_size).
 /// Throws Error(kUsage) naming file, key and value.
 [[nodiscard]] TokenizerInfo read_tokenizer_info(const std::filesystem::path& folder);
+
+/// Largest id in tokenizer.json, added tokens included; -1 without the file. Throws Error(kUsage). Reads the whole
+/// file (some 10 MB), so one rank asks.
+[[nodiscard]] std::int64_t largest_token_id(const std::filesystem::path& folder);
 
 /// SHA-256 (hex) of tokenizer.json, else of tokenizer.model, else of vocab.json and merges.txt; "none" without any.
 [[nodiscard]] std::string tokenizer_fingerprint(const std::filesystem::path& folder);
