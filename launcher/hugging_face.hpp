@@ -51,7 +51,7 @@ void load_hugging_face(const std::filesystem::path& folder, bool tie_word_embedd
 
 struct ExportOptions {
   /// "float32", "bfloat16", "float16", or "" = as in the source folder. Any other throws Error(kUsage).
-  std::string dtype;
+  std::string dtype = {};
   /// A new file is begun before a tensor that would pass this size; one file when all fit.
   std::int64_t max_shard_bytes = std::int64_t{5} << 30;
 };

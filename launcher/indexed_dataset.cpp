@@ -113,8 +113,9 @@ void IndexedDataset::check_sequences() const {
             "{}: byte {}: sequence {} begins at byte {} of the .bin, the one before ends at {}", path,
             pointers_begin_ + 8 * s, s, pointer, expected);
     expected += length * element_bytes_;
-    require(expected <= tokens_->size(), ErrorKind::kData, "{}: truncated at byte {}: sequence {} ends at byte {}",
-            tokens_->path().string(), tokens_->size(), s, expected);
+    require(expected <= tokens_->size(), ErrorKind::kData,
+            "{}: truncated at byte {}: sequence {} of {} ends at byte {}", tokens_->path().string(), tokens_->size(), s,
+            path, expected);
   }
   require(expected == tokens_->size(), ErrorKind::kData, "{}: byte {}: {} bytes that the index does not know",
           tokens_->path().string(), expected, tokens_->size() - expected);
