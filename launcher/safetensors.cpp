@@ -210,14 +210,15 @@ void SafetensorsReader::check_offsets() const {
   std::int64_t expected = 0;
   for (const SafetensorsEntry& entry : entries_) {
     const std::string name = quote(entry.name);
-    std::int64_t bytes = safetensors_element_bytes(entry.dtype);
-    if (bytes == 0) refuse(fmt::format("tensor {}: dtype {} is not supported", name, quote(entry.dtype)));
-    // A zero dimension makes the product 0 whatever the others are, but an overflow before it is still a flaw.
+    const std::int64_t element = safetensors_element_bytes(entry.dtype);
+    if (element == 0) refuse(fmt::format("tensor {}: dtype {} is not supported", name, quote(entry.dtype)));
+    std::int64_t bytes = element;  // with every zero extent taken as 1, so that cols() cannot overflow either
     for (const std::int64_t extent : entry.shape) {
-      if (__builtin_mul_overflow(bytes, extent, &bytes)) {
+      if (__builtin_mul_overflow(bytes, std::max<std::int64_t>(extent, 1), &bytes)) {
         refuse(fmt::format("tensor {}: shape [{}] overflows", name, fmt::join(entry.shape, ", ")));
       }
     }
+    if (std::find(entry.shape.begin(), entry.shape.end(), 0) != entry.shape.end()) bytes = 0;
     if (entry.begin != expected) {
       refuse(fmt::format("tensor {} begins at byte {} of the buffer, the one before ends at {}", name, entry.begin,
                          expected));
