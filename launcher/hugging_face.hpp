@@ -68,7 +68,9 @@ void export_hugging_face(const Stream& stream, const ProcessGroups& groups, Para
                          const std::filesystem::path& source, const std::filesystem::path& output,
                          const ExportOptions& options = {});
 
-/// SHA-256 (hex) over the names and tree hashes of config.json and the weight files; see sha256_tree for `world`.
-[[nodiscard]] std::string model_fingerprint(const std::filesystem::path& folder, Communicator* world = nullptr);
+/// SHA-256 (hex) over the names and tree hashes of config.json and the weight files; see cached_sha256_tree for `world`
+/// and `cache`.
+[[nodiscard]] std::string model_fingerprint(const std::filesystem::path& folder, Communicator* world = nullptr,
+                                            const std::filesystem::path& cache = {});
 
 }  // namespace reprise

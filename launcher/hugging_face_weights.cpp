@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "launcher/hash_cache.hpp"
 #include "launcher/hugging_face.hpp"
 #include "launcher/sha256.hpp"
 #include "launcher/strict_json.hpp"
@@ -186,11 +187,12 @@ void load_hugging_face(const std::filesystem::path& folder, bool tie_word_embedd
 template void load_hugging_face<float>(const std::filesystem::path&, bool, ParameterSet<float>&);
 template void load_hugging_face<BFloat16>(const std::filesystem::path&, bool, ParameterSet<BFloat16>&);
 
-std::string model_fingerprint(const std::filesystem::path& folder, Communicator* world) {
+std::string model_fingerprint(const std::filesystem::path& folder, Communicator* world,
+                              const std::filesystem::path& cache) {
   const WeightFiles files(folder);
   std::vector<std::filesystem::path> paths = {folder / "config.json"};
   for (const SafetensorsReader& file : files.files()) paths.push_back(file.path());
-  const std::vector<std::string> hashes = sha256_tree(paths, ErrorKind::kUsage, world);
+  const std::vector<std::string> hashes = cached_sha256_tree(paths, ErrorKind::kUsage, cache, world);
   std::string text;
   for (std::size_t i = 0; i < paths.size(); ++i) text += paths[i].filename().string() + " " + hashes[i] + "\n";
   return sha256_hex(text);

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/random.hpp"
+#include "launcher/hash_cache.hpp"
 #include "launcher/sha256.hpp"
 
 namespace reprise {
@@ -227,7 +228,8 @@ std::int64_t IndexedDataset::count_targets(std::int64_t document, std::int64_t m
   return count - 1 - std::count(mask_->data() + range.begin + 1, mask_->data() + range.begin + count, std::uint8_t{0});
 }
 
-std::string dataset_fingerprint(const std::filesystem::path& prefix, Communicator* world) {
+std::string dataset_fingerprint(const std::filesystem::path& prefix, Communicator* world,
+                                const std::filesystem::path& cache) {
   std::vector<std::string> suffixes;
   std::vector<std::filesystem::path> paths;
   for (const char* suffix : {kIndexSuffix, kTokensSuffix, kMaskSuffix, kWeightSuffix}) {
@@ -237,7 +239,7 @@ std::string dataset_fingerprint(const std::filesystem::path& prefix, Communicato
     suffixes.emplace_back(suffix);
     paths.push_back(path);
   }
-  const std::vector<std::string> hashes = sha256_tree(paths, ErrorKind::kData, world);
+  const std::vector<std::string> hashes = cached_sha256_tree(paths, ErrorKind::kData, cache, world);
   std::string text;
   for (std::size_t i = 0; i < hashes.size(); ++i) text += suffixes[i] + " " + hashes[i] + "\n";
   return sha256_hex(text);

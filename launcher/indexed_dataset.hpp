@@ -72,7 +72,9 @@ class IndexedDataset {
   std::int64_t lengths_begin_ = 0, pointers_begin_ = 0, documents_begin_ = 0;  ///< bytes in the .idx
 };
 
-/// SHA-256 (hex) over the tree hashes of .idx, .bin and, where present, .mask.bin and .weight.bin; see sha256_tree.
-[[nodiscard]] std::string dataset_fingerprint(const std::filesystem::path& prefix, Communicator* world = nullptr);
+/// SHA-256 (hex) over the tree hashes of .idx, .bin and, where present, .mask.bin and .weight.bin; see
+/// cached_sha256_tree for `world` and `cache`.
+[[nodiscard]] std::string dataset_fingerprint(const std::filesystem::path& prefix, Communicator* world = nullptr,
+                                              const std::filesystem::path& cache = {});
 
 }  // namespace reprise
