@@ -54,6 +54,7 @@ struct ExportOptions {
   std::string dtype = {};
   /// A new file is begun before a tensor that would pass this size; one file when all fit.
   std::int64_t max_shard_bytes = std::int64_t{5} << 30;
+  std::int64_t piece_bytes = std::int64_t{64} << 20;  ///< what is gathered at a time, at least one row
 };
 
 /// Writes `output` (which must not exist, or be empty) as a Hugging Face folder: weights from `parameters`, every other
@@ -61,7 +62,7 @@ struct ExportOptions {
 /// dtype changes, and only when the dtype does. Parameters that were loaded and not changed give tensors of the same
 /// bytes when the dtype is the source's. Built in `<output>.part` and renamed.
 ///
-/// Collective over tp of dp rank 0; other dp ranks return at once. Tensor by tensor, in pieces of at most 64 MiB, the
+/// Collective over tp of dp rank 0; other dp ranks return at once. Tensor by tensor, in pieces of rows, the
 /// ranks send their blocks to tp rank 0 (one all-to-all a piece), which writes.
 template <class T>
 void export_hugging_face(const Stream& stream, const ProcessGroups& groups, ParameterSet<T>& parameters,

@@ -10,7 +10,6 @@ namespace reprise {
 
 namespace {
 
-constexpr std::int64_t kPieceBytes = std::int64_t{64} << 20;
 constexpr std::int64_t kCopyBytes = std::int64_t{4} << 20;
 
 /// The block of a parameter that one tp rank holds, and whether the rank is the one of its copies that sends it.
@@ -227,7 +226,7 @@ void export_hugging_face(const Stream& stream, const ProcessGroups& groups, Para
     }
     const ParameterSpec& spec = parameters.spec(p);
     const std::int64_t row_bytes = std::max<std::int64_t>(1, spec.global_cols * static_cast<std::int64_t>(sizeof(T)));
-    const std::int64_t step = std::max<std::int64_t>(1, kPieceBytes / row_bytes);
+    const std::int64_t step = std::max<std::int64_t>(1, options.piece_bytes / row_bytes);
     for (std::int64_t row = 0; row < spec.global_rows; row += step) {
       const Range piece{row, std::min(row + step, spec.global_rows)};
       const std::vector<T> rows =

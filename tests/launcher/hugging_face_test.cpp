@@ -133,6 +133,18 @@ TEST(HuggingFace, ExportAfterNoStepIsByteIdentical) {
   }
 }
 
+TEST(HuggingFace, ExportInSmallPiecesIsTheSame) {
+  const TemporaryFolder folder;
+  make_model_folder(folder / "in", qwen2_config(), {.dtype = "BF16"});
+  for (const std::int64_t bytes : {1, 300, 1000}) {  // less than a row, some rows, pieces that cut across ranks
+    const std::filesystem::path output = folder / ("out" + std::to_string(bytes));
+    run_ranks(3, [&](Communicator& world) {
+      load_and_export<float>(world, 3, qwen2_config(), folder / "in", output, {.piece_bytes = bytes});
+    });
+    expect_same_tensors(output, folder / "in");
+  }
+}
+
 TEST(HuggingFace, OnlyTheFirstDataParallelGroupWrites) {
   const TemporaryFolder folder;
   make_model_folder(folder / "in", tiny_decoder_config());
