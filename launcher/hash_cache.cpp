@@ -4,10 +4,10 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
+#include "core/file_io.hpp"
 #include "core/stream.hpp"
-#include "launcher/file_io.hpp"
-#include "launcher/sha256.hpp"
-#include "launcher/strict_json.hpp"
+#include "core/strict_json.hpp"
+#include "launcher/sha256_tree.hpp"
 
 namespace reprise {
 

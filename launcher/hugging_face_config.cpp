@@ -4,8 +4,8 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
+#include "core/strict_json.hpp"
 #include "launcher/hugging_face.hpp"
-#include "launcher/strict_json.hpp"
 
 namespace reprise {
 

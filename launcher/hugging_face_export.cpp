@@ -3,8 +3,8 @@
 #include <numeric>
 #include <optional>
 
+#include "core/strict_json.hpp"
 #include "launcher/hugging_face.hpp"
-#include "launcher/strict_json.hpp"
 
 namespace reprise {
 

@@ -3,10 +3,10 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "core/sha256.hpp"
+#include "core/strict_json.hpp"
 #include "launcher/hash_cache.hpp"
 #include "launcher/hugging_face.hpp"
-#include "launcher/sha256.hpp"
-#include "launcher/strict_json.hpp"
 
 namespace reprise {
 

@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "core/random.hpp"
+#include "core/sha256.hpp"
 #include "launcher/hash_cache.hpp"
-#include "launcher/sha256.hpp"
 
 namespace reprise {
 

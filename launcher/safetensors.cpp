@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "core/dtype.hpp"
-#include "launcher/half.hpp"
+#include "core/half.hpp"
 
 namespace reprise {
 

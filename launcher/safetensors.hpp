@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/file_io.hpp"
 #include "core/view.hpp"
-#include "launcher/file_io.hpp"
 #include "parallel/shard.hpp"
 
 namespace reprise {

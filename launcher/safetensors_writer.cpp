@@ -4,7 +4,7 @@
 #include <set>
 
 #include "core/dtype.hpp"
-#include "launcher/half.hpp"
+#include "core/half.hpp"
 #include "launcher/safetensors.hpp"
 
 namespace reprise {

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "launcher/file_io.hpp"
-#include "launcher/sha256.hpp"
-#include "launcher/strict_json.hpp"
+#include "core/file_io.hpp"
+#include "core/sha256.hpp"
+#include "core/strict_json.hpp"
 
 namespace reprise {
 

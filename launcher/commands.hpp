@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "launcher/run_config.hpp"
+#include "launcher/session.hpp"
+
+namespace reprise {
+
+// The commands of the program. Those with a Session are collective over its world and print on rank 0 only; all throw
+// Error with the kind that becomes the exit code.
+
+/// Stage 0: reads the training data once with the base model and writes the replay store; goes on where a killed
+/// collection stopped. Prints the report of the collection. Does nothing when the finished store is of the same
+/// provenance; another provenance is kStoreMismatch unless `fresh`, which removes the old store first.
+void collect_command(Session& session, const RunConfig& config, bool fresh);
+
+struct TrainFlags {
+  bool fresh = false;            ///< removes metrics and checkpoints of an earlier run in the folder
+  std::int64_t stop_after = -1;  ///< > 0: end with kPreempted after this many steps of this process (for schedulers)
+};
+/// Stage 1: trains from the model folder, or goes on from the newest verified checkpoint of the run folder.
+void train_command(Session& session, const RunConfig& config, const TrainFlags& flags);
+
+struct EvalOptions {
+  std::filesystem::path model;
+  std::string dtype = "float32";
+  std::string data;                  ///< prefix
+  std::int64_t sequence_length = 0;  ///< 0 = the model's max_position_embeddings
+  std::int64_t micro_batch = 8;
+  std::filesystem::path per_token;  ///< .npy, float32 log-probabilities of every target token in data order; or empty
+  bool json = false;
+};
+struct EvalResult {
+  double loss = 0.0;  ///< mean negative log-likelihood per target token, nats
+  std::int64_t tokens = 0, samples = 0;
+};
+void eval_command(Session& session, const EvalOptions& options);
+
+struct GenerateOptions {
+  std::filesystem::path model;
+  std::string dtype = "float32";
+  std::string data;                  ///< prefix: every document's tokens before its first trained token are a prompt
+  std::vector<std::int64_t> prompt;  ///< or one prompt, as ids
+  std::int64_t max_tokens = 128;
+  std::int64_t batch = 32;
+  double temperature = 0.0;  ///< 0 = greedy
+  std::int64_t seed = 1;
+  std::filesystem::path output;  ///< JSONL {"sample": id, "tokens": [...]}, without the end token; empty = stdout
+};
+void generate_command(Session& session, const GenerateOptions& options);
+
+struct ExportCommandOptions {
+  std::filesystem::path run;     ///< run folder
+  std::filesystem::path output;  ///< Hugging Face folder to be made
+  std::string dtype = "float32";
+  std::int64_t step = -1;  ///< of the checkpoint; -1 = newest verified
+  bool best = false;
+};
+void export_command(Session& session, const ExportCommandOptions& options);
+
+/// Environment, libraries, cores, memory, MPI, paths of the run file when one is given. Returns the problems' number.
+[[nodiscard]] int doctor_command(const std::filesystem::path& run_file);
+/// Writes a commented run file; refuses to overwrite.
+void init_command(const std::filesystem::path& run_file);
+/// Validates run file, model folder, data and store without ranks: samples, truncated share, largest id against V,
+/// steps and effective batch, memory per rank by category, store size, bytes of the collectives of a step, notes, free
+/// disk.
+void check_command(const RunConfig& config, std::int64_t world_size, bool json);
+
+void store_info_command(const std::filesystem::path& folder, bool json);
+void store_verify_command(const std::filesystem::path& folder);
+/// One sample's records, readable.
+void store_show_command(const std::filesystem::path& folder, std::uint64_t sample, std::int64_t limit);
+void checkpoint_list_command(const std::filesystem::path& run, bool json);
+void checkpoint_verify_command(const std::filesystem::path& run_or_checkpoint);
+
+}  // namespace reprise

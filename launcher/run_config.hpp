@@ -1,0 +1,105 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "loss/loss.hpp"
+#include "loss/top_k.hpp"
+#include "optimizer/optimizer.hpp"
+#include "optimizer/schedule.hpp"
+
+namespace reprise {
+
+/// One TOML file names everything about a run; these are its keys, their units and defaults. Paths are relative to the
+/// folder that the program was started in. Every key is live: one that cannot apply to the chosen run is named by
+/// `check` (`notes`), never silently ignored.
+struct RunConfig {
+  struct Model {
+    std::string path = "base";      ///< Hugging Face folder
+    std::string dtype = "float32";  ///< storage of parameters and activations; or "bfloat16"
+  } model;
+  struct Data {
+    std::string train = "data/domain";  ///< prefix of .bin .idx (.mask.bin .weight.bin)
+    std::vector<std::string> eval;      ///< prefixes
+    std::int64_t sequence_length = 512;
+    bool pack = false;
+    bool shuffle = true;
+    std::int64_t seed = 1;  ///< of the shuffle and of the position policies
+  } data;
+  struct Replay {
+    std::string store = "store";
+    double tau = 0.95;
+    std::int64_t k_max = 200, k_min = 1;
+    std::string positions = "all";
+    std::int64_t budget = 0;
+    std::string normalization = "tile";
+    std::int64_t tile_tokens = 8;
+    std::int64_t negatives = 0;
+    bool log_probs = false;
+    std::string missing = "error";  ///< or "skip"
+  } replay;
+  struct OptimizerKeys {
+    std::string name = "moclip";
+    double lr = 1e-4;
+    std::vector<double> betas = {0.9, 0.95};
+    double eps = 1e-8;
+    double weight_decay = 0.0;
+    double clip_norm = 1.0;
+    double max_angle = 45.0;
+    std::string angle_scope = "tensor";
+    std::string obtuse = "keep";
+    std::int64_t zero_stage = 1;
+    std::int64_t max_skips = 10;
+  } optimizer;
+  struct ScheduleKeys {
+    std::int64_t warmup_steps = 0;
+    std::string decay = "cosine";
+    double min_lr_ratio = 0.1;
+  } schedule;
+  struct Train {
+    std::int64_t steps = 100;
+    double epochs = 0.0;  ///< > 0: steps = ceil(epochs x samples / global_batch) instead
+    std::int64_t global_batch = 32, micro_batch = 4;
+    std::string recompute = "none";  ///< or "layer"
+    std::int64_t eval_every = 0;     ///< > 0: also before the first and after the last step
+    std::int64_t checkpoint_every = 0;
+    std::int64_t keep = 3;
+    std::int64_t log_every = 1;
+    std::int64_t probe_every = 50;
+    std::int64_t seed = 1;  ///< of the sampled negatives
+  } train;
+  struct Parallel {
+    std::int64_t tensor = 1;
+    bool sequence_parallel = false;
+    std::string transport = "auto";  ///< auto | self | thread | mpi
+  } parallel;
+  struct Run {
+    std::string folder = "runs/default";
+  } run;
+
+  // The same choices as the libraries want them. Throw Error(kUsage) naming key and legal values.
+  [[nodiscard]] Normalization normalization() const;
+  [[nodiscard]] TopKOptions top_k_options() const;
+  [[nodiscard]] OptimizerOptions optimizer_options() const;
+  [[nodiscard]] ScheduleOptions schedule_options(std::int64_t total_steps) const;
+};
+
+/// Reads `path` and applies dotted overrides ("optimizer.lr=2e-5"; the right side is TOML, a bare word is a string).
+/// Throws Error(kUsage): syntax, wrong types and unknown keys with file, line, column and the nearest key; values out
+/// of range with key, value and the legal ones.
+[[nodiscard]] RunConfig read_run_config(const std::filesystem::path& path, const std::vector<std::string>& overrides);
+/// The same on a text; `name` stands for the file in messages.
+[[nodiscard]] RunConfig parse_run_config(std::string_view text, const std::string& name,
+                                         const std::vector<std::string>& overrides);
+/// Every key with its value, as TOML that `parse_run_config` reads back to the same values (shortest round-trip
+/// numbers). With `commented`, each key carries its explanation: what `init` writes.
+[[nodiscard]] std::string to_toml(const RunConfig& config, bool commented = false);
+/// Dotted keys whose values differ, as "optimizer.lr: 0.0001 -> 0.0002".
+[[nodiscard]] std::vector<std::string> differences(const RunConfig& from, const RunConfig& to);
+/// Keys that were set away from their defaults but do nothing in this run, one sentence each.
+[[nodiscard]] std::vector<std::string> notes(const RunConfig& config);
+
+}  // namespace reprise
