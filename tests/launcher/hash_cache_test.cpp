@@ -4,8 +4,8 @@
 
 #include <chrono>
 
-#include "launcher/file_io.hpp"
-#include "launcher/sha256.hpp"
+#include "core/file_io.hpp"
+#include "launcher/sha256_tree.hpp"
 #include "parallel/thread_communicator.hpp"
 #include "tests/support/temporary_folder.hpp"
 

@@ -5,7 +5,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 
-#include "launcher/strict_json.hpp"
+#include "core/strict_json.hpp"
 #include "parallel/self_communicator.hpp"
 #include "parallel/thread_communicator.hpp"
 #include "tests/support/expect_error.hpp"

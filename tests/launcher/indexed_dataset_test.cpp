@@ -5,8 +5,8 @@
 #include <functional>
 #include <limits>
 
+#include "core/file_io.hpp"
 #include "core/random.hpp"
-#include "launcher/file_io.hpp"
 #include "tests/support/expect_error.hpp"
 #include "tests/support/make_dataset.hpp"
 #include "tests/support/temporary_folder.hpp"

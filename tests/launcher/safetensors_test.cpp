@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "core/dtype.hpp"
-#include "launcher/half.hpp"
+#include "core/half.hpp"
 #include "tests/support/expect_error.hpp"
 #include "tests/support/temporary_folder.hpp"
 

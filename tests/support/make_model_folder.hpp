@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "launcher/file_io.hpp"
+#include "core/file_io.hpp"
 #include "launcher/safetensors.hpp"
 #include "layers/decoder_config.hpp"
 

@@ -1,8 +1,8 @@
-#include "launcher/sha256.hpp"
+#include "core/sha256.hpp"
 
 #include <gtest/gtest.h>
 
-#include "launcher/file_io.hpp"
+#include "core/file_io.hpp"
 #include "tests/support/expect_error.hpp"
 #include "tests/support/temporary_folder.hpp"
 
@@ -20,22 +20,6 @@ TEST(Sha256, FileInChunksEqualsTheWholeText) {
   write_file_atomically(folder / "f", text);
   EXPECT_EQ(sha256_file(folder / "f", ErrorKind::kData), sha256_hex(text));
   expect_error(ErrorKind::kData, {"absent"}, [&] { (void)sha256_file(folder / "absent", ErrorKind::kData); });
-}
-
-TEST(Sha256, TreeIsTheHashOfChunkDigests) {
-  const TemporaryFolder folder;
-  const std::string first(static_cast<std::size_t>(kHashChunkBytes), 'a'), second = "tail";
-  write_file_atomically(folder / "two", first + second);
-  write_file_atomically(folder / "none", "");
-  Sha256 tree;
-  for (const std::string& chunk : {first, second}) {
-    Sha256 hash;
-    hash.update(chunk);
-    const Sha256Digest digest = hash.digest();
-    tree.update(digest.data(), digest.size());
-  }
-  const auto hashes = sha256_tree({folder / "two", folder / "none"}, ErrorKind::kUsage);
-  EXPECT_EQ(hashes, (std::vector<std::string>{to_hex(tree.digest()), sha256_hex("")}));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "launcher/strict_json.hpp"
+#include "core/strict_json.hpp"
 
 #include <gtest/gtest.h>
 
