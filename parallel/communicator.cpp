@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "core/error.hpp"
+#include "parallel/shard.hpp"
 
 namespace reprise {
 
@@ -16,6 +17,15 @@ std::string_view name_of(Collective verb) {
     case Collective::kBarrier: return "barrier";
   }
   return "?";
+}
+
+void Communicator::count_all_reduce(std::int64_t elements, std::size_t element_size) {
+  const std::int64_t own = even_shard(elements, size_, rank_).size();
+  record(Collective::kAllReduce, (elements - own) + own * (size_ - 1), element_size);
+}
+
+void Communicator::check_root(int root) const {
+  REPRISE_CHECK(0 <= root && root < size_, "[{}] root {} in a group of {} ranks", name_, root, size_);
 }
 
 void Communicator::check_gather(std::int64_t own, std::int64_t total, std::span<const std::int64_t> counts) const {

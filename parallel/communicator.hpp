@@ -48,6 +48,7 @@ class Communicator {
   /// buffer = reduction over ranks. T in {float, double, int64, BFloat16}.
   template <class T>
   void all_reduce(const Stream& stream, VectorView<T> buffer, ReduceOp op = ReduceOp::kSum) {
+    count_all_reduce(buffer.size, sizeof(T));
     do_all_reduce(stream, buffer.data, buffer.size, dtype_of<T>, op);
   }
   /// output = the ranks' inputs one behind the other; `counts[r]` elements from rank r (uneven and zero allowed).
@@ -56,6 +57,7 @@ class Communicator {
   void all_gather(const Stream& stream, VectorView<const T> input, VectorView<T> output,
                   std::span<const std::int64_t> counts) {
     check_gather(input.size, output.size, counts);
+    record(Collective::kAllGather, input.size * (size_ - 1), sizeof(T));
     do_all_gather(stream, input.data, output.data, counts, dtype_of<T>);
   }
   /// The same with equal counts.
@@ -70,6 +72,7 @@ class Communicator {
   void reduce_scatter(const Stream& stream, VectorView<const T> input, VectorView<T> output,
                       std::span<const std::int64_t> counts) {
     check_gather(output.size, input.size, counts);
+    record(Collective::kReduceScatter, input.size - output.size, sizeof(T));
     do_reduce_scatter(stream, input.data, output.data, counts, dtype_of<T>);
   }
   /// send holds send_counts[r] elements for each rank r in order; receive gets receive_counts[r] from each rank r.
@@ -77,13 +80,19 @@ class Communicator {
   void all_to_all(const Stream& stream, VectorView<const T> send, std::span<const std::int64_t> send_counts,
                   VectorView<T> receive, std::span<const std::int64_t> receive_counts) {
     check_exchange(send.size, send_counts, receive.size, receive_counts);
+    record(Collective::kAllToAll, send.size - send_counts[static_cast<std::size_t>(rank_)], sizeof(T));
     do_all_to_all(stream, send.data, send_counts, receive.data, receive_counts, dtype_of<T>);
   }
   template <class T>
   void broadcast(const Stream& stream, VectorView<T> buffer, int root) {
+    check_root(root);
+    record(Collective::kBroadcast, rank_ == root && size_ > 1 ? buffer.size : 0, sizeof(T));
     do_broadcast(stream, buffer.data, buffer.size, dtype_of<T>, root);
   }
-  void barrier() { do_barrier(); }
+  void barrier() {
+    record(Collective::kBarrier, 0, 0);
+    do_barrier();
+  }
 
   /// Ranks with the same colour form a new group, ordered by (key, rank). Collective over this group.
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key, std::string name) {
@@ -98,11 +107,6 @@ class Communicator {
 
  protected:
   Communicator(int rank, int size, std::string name) : rank_(rank), size_(size), name_(std::move(name)) {}
-  void record(Collective verb, std::int64_t bytes) {
-    auto& entry = counts_[static_cast<std::size_t>(verb)];
-    ++entry.calls;
-    entry.bytes += bytes;
-  }
 
   virtual void do_all_reduce(const Stream& stream, void* buffer, std::int64_t count, DType dtype, ReduceOp op) = 0;
   virtual void do_all_gather(const Stream& stream, const void* input, void* output,
@@ -116,6 +120,13 @@ class Communicator {
   virtual std::unique_ptr<Communicator> do_split(int color, int key, std::string name) = 0;
 
  private:
+  void record(Collective verb, std::int64_t elements, std::size_t element_size) {
+    auto& entry = counts_[static_cast<std::size_t>(verb)];
+    ++entry.calls;
+    entry.bytes += elements * static_cast<std::int64_t>(element_size);
+  }
+  void count_all_reduce(std::int64_t elements, std::size_t element_size);
+  void check_root(int root) const;
   void check_gather(std::int64_t own, std::int64_t total, std::span<const std::int64_t> counts) const;
   void check_exchange(std::int64_t send, std::span<const std::int64_t> send_counts, std::int64_t receive,
                       std::span<const std::int64_t> receive_counts) const;
