@@ -20,6 +20,9 @@ struct LossBatch {
   VectorView<const float> weight;            ///< [T] w_t >= 0; not normalised here
   CandidateTiles tiles;                      ///< over the T tokens in order; unused by kFull
   VectorView<const std::int32_t> negatives;  ///< sorted unique ids shared by all tiles, or empty
+  /// Rows of the micro-batch over all tp ranks. Only looked at under sequence parallelism; -1 = unknown there, which
+  /// costs one small all-gather more.
+  std::int64_t total_rows = -1;
 };
 
 struct LossOptions {

@@ -14,7 +14,8 @@ enum class PositionPolicy : std::uint8_t { kAll, kRandom, kLast, kBucket };
 [[nodiscard]] PositionPolicy parse_position_policy(std::string_view name);
 inline constexpr int kNumConfidenceBuckets = 5;
 
-/// Indices (ascending) into `position` of the chosen targets; at most `budget` (0 = no limit).
+/// Indices (ascending) into `position` of the chosen targets; at most `budget` (0 = no limit, the only value for kAll:
+/// Error(kUsage) otherwise).
 /// kRandom: the smallest hashes. kLast: the last ones. kBucket: five equal-width buckets of `confidence`; water level L
 /// with sum_b min(n_b, L) <= budget, the rest from low to high bucket, smallest hash first.
 [[nodiscard]] std::vector<std::int64_t> select_positions(PositionPolicy policy, std::int64_t budget, std::uint64_t seed,

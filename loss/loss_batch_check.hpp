@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+
+#include "loss/loss.hpp"
+
+namespace reprise {
+
+/// Throws Error(kData) that names token and id for rows, golds and weights that make no sense: rows not strictly
+/// ascending in [0, total_rows), golds outside [0, vocab_size) other than -100, weights that are negative or not finite.
+/// It looks at the batch alone, which is the same on every rank, so all ranks throw the same before any collective.
+void check_targets(const LossBatch& batch, std::int64_t total_rows, std::int64_t vocab_size);
+
+/// The same for the candidates: tiles that do not cover the tokens, empty or unsorted sets, ids outside
+/// [0, vocab_size), a gold outside its tile's set, negatives unsorted or out of range.
+void check_candidates(const LossBatch& batch, std::int64_t vocab_size);
+
+/// Throws Error(kUsage) for bounds that do not tile [0, V) and for options that are out of range, by name.
+void check_loss_options(const VocabPartition& vocab, const LossOptions& options);
+
+inline constexpr std::int32_t kIgnoredGold = -100;
+
+/// w_t, or 0 for an ignored token.
+[[nodiscard]] inline float effective_weight(const LossBatch& batch, std::int64_t token) {
+  return batch.gold[token] == kIgnoredGold ? 0.0f : batch.weight[token];
+}
+
+}  // namespace reprise

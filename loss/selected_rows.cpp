@@ -1,0 +1,132 @@
+#include "loss/selected_rows.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <numeric>
+#include <type_traits>
+
+#include "core/elementwise.hpp"
+#include "core/error.hpp"
+#include "loss/loss_batch_check.hpp"
+
+namespace reprise {
+
+namespace {
+
+constexpr std::int64_t kRowGrain = 16;
+
+std::int64_t count_rows(const Context& context, std::int64_t own_rows, std::int64_t total_rows) {
+  if (!context.sequence_parallel) return own_rows;
+  if (total_rows < 0) {
+    const std::vector<std::int64_t> own{own_rows};
+    std::vector<std::int64_t> all(static_cast<std::size_t>(context.groups.tp_size()));
+    context.groups.tp->all_gather<std::int64_t>(context.stream, own, all);
+    total_rows = std::accumulate(all.begin(), all.end(), std::int64_t{0});
+  }
+  const Range shard = even_shard(total_rows, context.groups.tp_size(), context.groups.tp_rank());
+  REPRISE_CHECK(shard.size() == own_rows, "{} hidden rows where the shard of {} holds {}", own_rows, total_rows,
+                shard.size());
+  return total_rows;
+}
+
+bool is_finite(VectorView<const float> row) {
+  std::uint32_t bad = 0;
+  for (const float x : row) bad |= static_cast<std::uint32_t>((std::bit_cast<std::uint32_t>(x) & 0x7f800000u) == 0x7f800000u);
+  return bad == 0;
+}
+
+bool is_finite(VectorView<const BFloat16> row) {
+  std::uint32_t bad = 0;
+  for (const BFloat16 x : row) bad |= static_cast<std::uint32_t>((x.bits & 0x7f80u) == 0x7f80u);
+  return bad == 0;
+}
+
+template <class T>
+void check_finite(const Context& context, MatrixView<const T> hidden, VectorView<const std::int32_t> row) {
+  context.stream.cpu().parallel_for(hidden.rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      require(is_finite(hidden.row(t)), ErrorKind::kNonFinite, "the hidden state of token {} (row {}) holds NaN or Inf",
+              t, row[t]);
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+SelectedRows<T>::SelectedRows(const Context& context, MatrixView<const T> hidden, const LossBatch& batch,
+                              std::int64_t vocab_size)
+    : own_rows_(hidden.rows) {
+  const std::int64_t total_rows = count_rows(context, hidden.rows, batch.total_rows);
+  check_targets(batch, total_rows, vocab_size);
+
+  const int shards = context.sequence_parallel ? context.groups.tp_size() : 1;
+  const int shard = context.sequence_parallel ? context.groups.tp_rank() : 0;
+  token_begin_.assign(1, 0);
+  for (int r = 0; r < shards; ++r) {
+    const auto end = std::lower_bound(batch.row.begin(), batch.row.end(), even_shard(total_rows, shards, r).end);
+    token_begin_.push_back(end - batch.row.begin());
+  }
+
+  const Range own = own_tokens(shard);
+  const std::int64_t first_row = even_shard(total_rows, shards, shard).begin;
+  const VectorView<std::int32_t> own_row = context.arena.vector<std::int32_t>(own.size(), "selected rows");
+  for (std::int64_t t = own.begin; t < own.end; ++t) {
+    own_row[t - own.begin] = static_cast<std::int32_t>(batch.row[t] - first_row);
+  }
+  own_row_ = own_row;
+
+  const auto selected = context.arena.matrix<T>(batch.row.size, hidden.cols, "selected hidden states");
+  const auto own_selected = selected.row_range(own.begin, own.size());
+  gather_rows<T>(context.stream, hidden, own_row_, own_selected);
+  if (context.sequence_parallel) {
+    std::vector<std::int64_t> counts;
+    for (int r = 0; r < shards; ++r) counts.push_back(own_tokens(r).size() * hidden.cols);
+    context.groups.tp->all_gather<T>(context.stream, own_selected.flat(), selected.flat(), counts);
+  }
+  hidden_ = selected;
+  check_finite<T>(context, hidden_, batch.row);
+}
+
+template <class T>
+Range SelectedRows<T>::own_tokens(int rank) const {
+  return {token_begin_[static_cast<std::size_t>(rank)], token_begin_[static_cast<std::size_t>(rank) + 1]};
+}
+
+template <class T>
+void SelectedRows<T>::scatter_gradient(const Context& context, MatrixView<const float> d_selected,
+                                       MatrixView<T> d_hidden) const {
+  REPRISE_CHECK(d_hidden.rows == own_rows_ && d_hidden.cols == hidden_.cols, "d_hidden is [{}, {}], hidden [{}, {}]",
+                d_hidden.rows, d_hidden.cols, own_rows_, hidden_.cols);
+  const Arena::Scope scope(context.arena);
+  const auto partial = context.arena.matrix<T>(d_selected.rows, d_selected.cols, "gradient of selected hidden states");
+  cast<T, float>(context.stream, d_selected.flat(), partial.flat());
+  if (!context.sequence_parallel) {
+    context.groups.tp->all_reduce(context.stream, partial.flat());
+    scatter_rows<T>(context.stream, partial, own_row_, d_hidden);
+    return;
+  }
+  const auto own = context.arena.matrix<T>(own_row_.size, hidden_.cols, "gradient of own selected rows");
+  sum_by_owner(context, partial, own);
+  scatter_rows<T>(context.stream, own, own_row_, d_hidden);
+}
+
+template <class T>
+void SelectedRows<T>::sum_by_owner(const Context& context, MatrixView<const T> partial, MatrixView<T> own) const {
+  const int ranks = context.groups.tp_size();
+  std::vector<std::int64_t> send_counts;
+  for (int r = 0; r < ranks; ++r) send_counts.push_back(own_tokens(r).size() * hidden_.cols);
+  const std::vector<std::int64_t> receive_counts(static_cast<std::size_t>(ranks), own.size());
+  const auto parts = context.arena.matrix<T>(ranks, own.size(), "parts of own selected rows");
+  context.groups.tp->all_to_all<T>(context.stream, partial.flat(), send_counts, parts.flat(), receive_counts);
+
+  const auto sum = context.arena.vector<float>(own.size(), "sum of own selected rows");
+  cast<float, T>(context.stream, parts.row(0), sum);
+  for (int r = 1; r < ranks; ++r) add<float, T>(context.stream, parts.row(r), sum);
+  cast<T, float>(context.stream, sum, own.flat());
+}
+
+template class SelectedRows<float>;
+template class SelectedRows<BFloat16>;
+
+}  // namespace reprise
