@@ -54,3 +54,29 @@ function(reprise_test name)
   target_link_libraries(${name} PRIVATE ${ARG_LINK} GTest::gtest GTest::gtest_main)
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST PROPERTIES TIMEOUT 300)
 endfunction()
+
+# A GoogleTest program that runs under mpirun, once per rank count (ctest names: <name>.ranks_<n>). The tests get their
+# world from mpi_test_world() of tests/support/mpi_test_main.hpp; the main is linked in.
+#   reprise_mpi_test(parallel_mpi_tests communicator_mpi_test.cpp RANKS 1 2 4 LINK reprise_parallel)
+function(reprise_mpi_test name)
+  cmake_parse_arguments(ARG "" "" "RANKS;LINK" ${ARGN})
+  add_executable(${name} ${ARG_UNPARSED_ARGUMENTS} ${CMAKE_SOURCE_DIR}/tests/support/mpi_test_main.cpp)
+  reprise_compile_options(${name})
+  target_link_libraries(${name} PRIVATE ${ARG_LINK} reprise_parallel GTest::gtest)
+  foreach(ranks ${ARG_RANKS})
+    add_test(NAME ${name}.ranks_${ranks} COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} --oversubscribe
+                                                 $<TARGET_FILE:${name}>)
+    reprise_mpi_test_properties(${name}.ranks_${ranks} ${ranks})
+  endforeach()
+endfunction()
+
+# Lets mpirun start as root, with more ranks than cores and without pinning them on top of each other.
+function(reprise_mpi_test_properties test ranks)
+  set(environment OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+      OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1
+      OMPI_MCA_btl_vader_single_copy_mechanism=none)
+  if(REPRISE_SANITIZE MATCHES "address")
+    list(APPEND environment ASAN_OPTIONS=detect_leaks=0) # MPI keeps memory until the process ends
+  endif()
+  set_tests_properties(${test} PROPERTIES TIMEOUT 120 PROCESSORS ${ranks} ENVIRONMENT "${environment}")
+endfunction()

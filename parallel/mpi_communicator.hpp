@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <limits>
 #include <memory>
 
 #include "parallel/communicator.hpp"
@@ -16,11 +18,18 @@ class MpiEnvironment {
   MpiEnvironment(const MpiEnvironment&) = delete;
   MpiEnvironment& operator=(const MpiEnvironment&) = delete;
 
+  /// MPI counts elements in an int: larger buffers travel in several messages.
+  static constexpr std::int64_t kMaxMessage = std::numeric_limits<int>::max();
   /// MPI_COMM_WORLD. abort() is MPI_Abort.
-  [[nodiscard]] std::unique_ptr<Communicator> world();
+  [[nodiscard]] std::unique_ptr<Communicator> world(std::int64_t max_message = kMaxMessage);
   /// Ranks on this host (shared memory domain).
-  [[nodiscard]] int local_size() const;
-  [[nodiscard]] int local_rank() const;
+  [[nodiscard]] int local_size() const { return local_size_; }
+  [[nodiscard]] int local_rank() const { return local_rank_; }
+
+ private:
+  int unwinding_at_birth_;
+  int local_size_ = 1;
+  int local_rank_ = 0;
 };
 
 }  // namespace reprise
