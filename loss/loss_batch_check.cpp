@@ -13,8 +13,8 @@ void check_sorted_ids(VectorView<const std::int32_t> ids, std::int64_t vocab_siz
   for (std::int64_t i = 0; i < ids.size; ++i) {
     require(0 <= ids[i] && ids[i] < vocab_size, ErrorKind::kData, "{}: id {} is outside the vocabulary [0, {})", where,
             ids[i], vocab_size);
-    require(i == 0 || ids[i - 1] < ids[i], ErrorKind::kData,
-            "{}: ids are not sorted and unique: id {} follows id {}", where, ids[i], ids[std::max<std::int64_t>(i, 1) - 1]);
+    require(i == 0 || ids[i - 1] < ids[i], ErrorKind::kData, "{}: ids are not sorted and unique: id {} follows id {}",
+            where, ids[i], ids[std::max<std::int64_t>(i, 1) - 1]);
   }
 }
 
@@ -65,10 +65,10 @@ void check_targets(const LossBatch& batch, std::int64_t total_rows, std::int64_t
 void check_candidates(const LossBatch& batch, std::int64_t vocab_size) {
   const CandidateTiles& tiles = batch.tiles;
   const std::int64_t tokens = batch.row.size;
-  require(tiles.id_begin.size == tiles.token_begin.size, ErrorKind::kData, "{} token offsets but {} id offsets of tiles",
-          tiles.token_begin.size, tiles.id_begin.size);
-  const bool covered = tiles.size() == 0 ? tokens == 0
-                                         : tiles.token_begin[0] == 0 && tiles.token_begin[tiles.size()] == tokens;
+  require(tiles.id_begin.size == tiles.token_begin.size, ErrorKind::kData,
+          "{} token offsets but {} id offsets of tiles", tiles.token_begin.size, tiles.id_begin.size);
+  const bool covered =
+      tiles.size() == 0 ? tokens == 0 : tiles.token_begin[0] == 0 && tiles.token_begin[tiles.size()] == tokens;
   require(covered, ErrorKind::kData, "{} tiles do not cover the batch's {} tokens", tiles.size(), tokens);
   for (std::int64_t tile = 0; tile < tiles.size(); ++tile) check_tile(batch, tile, vocab_size);
   check_sorted_ids(batch.negatives, vocab_size, "negatives");
@@ -83,6 +83,18 @@ void check_loss_options(const VocabPartition& vocab, const LossOptions& options)
           "logit_scale = {} is not supported: give a finite number other than 0", options.logit_scale);
   require(std::isfinite(options.softcap) && options.softcap >= 0.0f, ErrorKind::kUsage,
           "softcap = {} is not supported: give a positive number, or 0 for none", options.softcap);
+}
+
+VectorView<const std::int32_t> copy_to_arena(const Context& context, VectorView<const std::int32_t> x) {
+  const auto copy = context.arena.vector<std::int32_t>(x.size, "loss batch");
+  std::copy(x.begin(), x.end(), copy.begin());
+  return copy;
+}
+
+VectorView<const float> copy_effective_weights(const Context& context, const LossBatch& batch) {
+  const auto weights = context.arena.vector<float>(batch.row.size, "token weights");
+  for (std::int64_t t = 0; t < weights.size; ++t) weights[t] = effective_weight(batch, t);
+  return weights;
 }
 
 }  // namespace reprise

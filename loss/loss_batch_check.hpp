@@ -7,8 +7,9 @@
 namespace reprise {
 
 /// Throws Error(kData) that names token and id for rows, golds and weights that make no sense: rows not strictly
-/// ascending in [0, total_rows), golds outside [0, vocab_size) other than -100, weights that are negative or not finite.
-/// It looks at the batch alone, which is the same on every rank, so all ranks throw the same before any collective.
+/// ascending in [0, total_rows), golds outside [0, vocab_size) other than -100, weights that are negative or not
+/// finite. It looks at the batch alone, which is the same on every rank, so all ranks throw the same before any
+/// collective.
 void check_targets(const LossBatch& batch, std::int64_t total_rows, std::int64_t vocab_size);
 
 /// The same for the candidates: tiles that do not cover the tokens, empty or unsorted sets, ids outside
@@ -24,5 +25,9 @@ inline constexpr std::int32_t kIgnoredGold = -100;
 [[nodiscard]] inline float effective_weight(const LossBatch& batch, std::int64_t token) {
   return batch.gold[token] == kIgnoredGold ? 0.0f : batch.weight[token];
 }
+
+/// Copies in arena memory, so that backward does not depend on the life of the batch.
+[[nodiscard]] VectorView<const std::int32_t> copy_to_arena(const Context& context, VectorView<const std::int32_t> x);
+[[nodiscard]] VectorView<const float> copy_effective_weights(const Context& context, const LossBatch& batch);
 
 }  // namespace reprise

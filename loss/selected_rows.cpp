@@ -31,7 +31,8 @@ std::int64_t count_rows(const Context& context, std::int64_t own_rows, std::int6
 
 bool is_finite(VectorView<const float> row) {
   std::uint32_t bad = 0;
-  for (const float x : row) bad |= static_cast<std::uint32_t>((std::bit_cast<std::uint32_t>(x) & 0x7f800000u) == 0x7f800000u);
+  for (const float x : row)
+    bad |= static_cast<std::uint32_t>((std::bit_cast<std::uint32_t>(x) & 0x7f800000u) == 0x7f800000u);
   return bad == 0;
 }
 

@@ -4,8 +4,6 @@
 #include <cmath>
 #include <limits>
 
-#include "loss/loss_batch_check.hpp"
-
 namespace reprise {
 
 namespace {
@@ -49,7 +47,8 @@ CombinedStatistics combine_statistics(const Context& context, const VocabPartiti
     }
     for (int r = 0; r < ranks; ++r) {
       const TokenStatistics& part = all[r * tokens + t];
-      if (part.sum_exp != 0.0f) sum += static_cast<double>(part.sum_exp) * std::exp(static_cast<double>(part.max) - max);
+      if (part.sum_exp != 0.0f)
+        sum += static_cast<double>(part.sum_exp) * std::exp(static_cast<double>(part.max) - max);
     }
     combined.max[t] = static_cast<float>(max);
     combined.inverse_sum[t] = static_cast<float>(1.0 / sum);

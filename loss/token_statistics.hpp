@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "loss/loss.hpp"
+#include "loss/loss_batch_check.hpp"
 
 namespace reprise {
 
@@ -35,7 +36,7 @@ template <class T>
 [[nodiscard]] typename HeadLoss<T>::Output summarize_losses(const LossBatch& batch, VectorView<float> token_loss) {
   typename HeadLoss<T>::Output output{.token_loss = token_loss};
   for (std::int64_t t = 0; t < batch.row.size; ++t) {
-    const float weight = batch.gold[t] < 0 ? 0.0f : batch.weight[t];
+    const float weight = effective_weight(batch, t);
     if (weight == 0.0f) continue;  // not even a NaN of a token without weight may enter the sums
     output.weighted_sum += static_cast<double>(weight) * static_cast<double>(token_loss[t]);
     output.weight_sum += static_cast<double>(weight);
