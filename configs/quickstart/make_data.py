@@ -1,7 +1,8 @@
 """The quickstart's data: the Python standard library as general text, questions over a telecom schema as the domain.
 
-Writes FOLDER/{general_test,domain,domain_test}.{bin,idx,mask.bin,json} and domain_test.jsonl; with --base also the data
-that the shipped base model was trained on (base.*), and with --train-tokenizer the tokenizer itself.
+Writes FOLDER/{general_test,domain,domain_test,domain_valid}.{bin,idx,mask.bin,json} and the questions as JSONL; with
+--base also the data that the shipped base model was trained on (base.*), and with --train-tokenizer the tokenizer itself.
+domain_valid is what learning rates are chosen on, domain_test what the report measures.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from reprise.prepare import prepare  # noqa: E402
 
 VOCAB_SIZE = 8192
 END = "<|end|>"
-DOMAIN_SAMPLES, DOMAIN_TEST, SEED = 4200, 400, 1
+DOMAIN_SAMPLES, DOMAIN_TEST, BASE_HAS_SEEN, DOMAIN_VALID, SEED = 4200, 400, 900, 200, 1
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "encodings", "pydoc_data",
                    "turtledemo", "__pycache__", "ensurepip"}
 
@@ -47,10 +48,15 @@ def other_pairs(per_schema: int) -> list[dict[str, str]]:
     return [pair for schema in nl2sql.OTHER_SCHEMAS for pair in nl2sql.make_pairs(schema, per_schema, SEED)]
 
 
-def domain_pairs() -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict[str, str]]]:
-    """(train, test, samples that the base model has seen): disjoint questions."""
-    pairs = nl2sql.make_pairs(nl2sql.TELECOM, DOMAIN_SAMPLES + DOMAIN_TEST + 900, SEED)
-    return pairs[:DOMAIN_SAMPLES], pairs[DOMAIN_SAMPLES : DOMAIN_SAMPLES + DOMAIN_TEST], pairs[DOMAIN_SAMPLES + DOMAIN_TEST :]
+def domain_pairs() -> dict[str, list[dict[str, str]]]:
+    """Disjoint questions by use; `seen` are the few of the domain in the base model's own training data."""
+    counts = {"train": DOMAIN_SAMPLES, "test": DOMAIN_TEST, "seen": BASE_HAS_SEEN, "valid": DOMAIN_VALID}
+    pairs = nl2sql.make_pairs(nl2sql.TELECOM, sum(counts.values()), SEED)
+    parts, begin = {}, 0
+    for name, count in counts.items():
+        parts[name] = pairs[begin : begin + count]
+        begin += count
+    return parts
 
 
 def train_tokenizer(folder: Path) -> None:
@@ -82,15 +88,15 @@ def main() -> None:
     if options.train_tokenizer:
         train_tokenizer(options.tokenizer)
 
-    train, test, seen = domain_pairs()
-    prepare([write_jsonl(folder / "domain.jsonl", train)], options.tokenizer, folder / "domain", quiet=True)
-    prepare([write_jsonl(folder / "domain_test.jsonl", test)], options.tokenizer, folder / "domain_test", quiet=True)
+    pairs = domain_pairs()
+    for name, part in (("domain", "train"), ("domain_test", "test"), ("domain_valid", "valid")):
+        prepare([write_jsonl(folder / f"{name}.jsonl", pairs[part])], options.tokenizer, folder / name, quiet=True)
     held_out = [f for f in standard_library() if is_held_out(f)]
     prepare(held_out, options.tokenizer, folder / "general_test", split=512, quiet=True)
     if options.base:
         general = [f for f in standard_library() if not is_held_out(f)]
         others = write_jsonl(folder / "others.jsonl", other_pairs(3600))
-        light = write_jsonl(folder / "light.jsonl", seen)
+        light = write_jsonl(folder / "light.jsonl", pairs["seen"])
         prepare(general + [others, light], options.tokenizer, folder / "base", split=512, quiet=True)
 
 
