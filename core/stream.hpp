@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <functional>
 #include <utility>
 #include <variant>
@@ -12,9 +14,10 @@ namespace reprise {
 struct CpuStream {
   ThreadPool* pool = nullptr;
 
-  /// body(begin, end) over chunks of [0, size); see ThreadPool::run.
+  /// body(begin, end) over chunks of [0, size); see ThreadPool::run. A grain below 1 counts as 1.
   void parallel_for(std::int64_t size, std::int64_t grain,
                     const std::function<void(std::int64_t, std::int64_t)>& body) const {
+    grain = std::max<std::int64_t>(grain, 1);
     if (pool == nullptr || pool->num_threads() == 1 || size <= grain) {
       for (std::int64_t begin = 0; begin < size; begin += grain) body(begin, std::min(size, begin + grain));
     } else {
