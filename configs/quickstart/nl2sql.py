@@ -199,7 +199,7 @@ OTHER_SCHEMAS = (
 
 
 def build_database(schema: Schema, seed: int = 7, rows: int = 120) -> sqlite3.Connection:
-    """An in-memory database whose contents depend on (schema, seed) alone."""
+    """An in-memory database whose contents depend on (schema, seed) alone; an answer can read it but not change it."""
     rng = random.Random(f"{schema.name}/{seed}")
     connection = sqlite3.connect(":memory:")
     for table in schema.tables:
@@ -215,6 +215,7 @@ def build_database(schema: Schema, seed: int = 7, rows: int = 120) -> sqlite3.Co
             row += [rng.choice(c.values) if c.is_text else rng.randint(c.low, c.high) for c in table.columns]
             connection.execute(f"INSERT INTO {table.name} VALUES ({', '.join('?' * len(row))})", row)
     connection.commit()
+    connection.execute("PRAGMA query_only = ON")
     return connection
 
 

@@ -18,7 +18,7 @@ DTYPE_CODES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8
 
 
 class IndexedDatasetWriter:
-    """Writes one document a call; files appear under their names only when `close` has succeeded."""
+    """Writes one document a call, as a context; files appear under their names only when it ends without an exception."""
 
     def __init__(self, prefix: str | Path, vocab_size: int):
         self.prefix = Path(prefix)
@@ -40,7 +40,19 @@ class IndexedDatasetWriter:
         self._mask.write(np.asarray(mask, np.uint8).tobytes())
         self.lengths.append(len(tokens))
 
-    def close(self) -> None:
+    def __enter__(self) -> "IndexedDatasetWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self._finish()
+            return
+        for file in (self._bin, self._mask):
+            file.close()
+        for suffix in (".bin", ".mask.bin", ".idx"):
+            Path(self._temporary(suffix)).unlink(missing_ok=True)
+
+    def _finish(self) -> None:
         lengths = np.asarray(self.lengths, np.int32)
         pointers = np.zeros(len(lengths), np.int64)
         if len(lengths):

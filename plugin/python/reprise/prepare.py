@@ -186,6 +186,24 @@ def _show(tokenizer: Tokenizer, tokens: list[int], mask: list[int]) -> None:
     print()
 
 
+def _count(tokenizer: Tokenizer, tokens: list[int], mask: list[int], sequence_length: int, statistics: Statistics) -> bool:
+    """Notes a document in the statistics; False when it is dropped."""
+    if len(tokens) < 2:
+        statistics.dropped_empty += 1
+        return False
+    if not any(mask[1:]):
+        statistics.dropped_without_targets += 1
+        return False
+    statistics.double_bos += int(tokenizer.bos is not None and tokens[0] == tokens[1] == tokenizer.bos)
+    statistics.missing_end += int(tokens[-1] != tokenizer.eos)
+    statistics.longer_than_sequence += int(bool(sequence_length) and len(tokens) > sequence_length + 1)
+    statistics.documents += 1
+    statistics.tokens += len(tokens)
+    statistics.targets += sum(mask[1:])
+    statistics.longest = max(statistics.longest, len(tokens))
+    return True
+
+
 def prepare(files: list[Path], tokenizer_folder: Path, prefix: Path, *, split: int = 0, sequence_length: int = 0,
             template: Path | None = None, quiet: bool = False) -> Statistics:
     """Encodes `files` in the given order into `prefix`; returns what was written, dropped and noticed."""
@@ -196,33 +214,19 @@ def prepare(files: list[Path], tokenizer_folder: Path, prefix: Path, *, split: i
     missing = [str(f) for f in files if not f.is_file()]
     if missing:
         raise DataError(f"no such file: {', '.join(missing)}")
-    writer = IndexedDatasetWriter(prefix, tokenizer.vocab_size)
     sources = []
-    for number, path in enumerate(files):
-        for tokens, mask in encode_file(path, tokenizer, split, statistics):
-            if len(tokens) < 2:
-                statistics.dropped_empty += 1
-                continue
-            if not any(mask[1:]):
-                statistics.dropped_without_targets += 1
-                continue
-            mask = [0] + list(mask[1:])
-            statistics.double_bos += int(tokenizer.bos is not None and tokens[0] == tokens[1] == tokenizer.bos)
-            statistics.missing_end += int(tokens[-1] != tokenizer.eos)
-            statistics.longer_than_sequence += int(bool(sequence_length) and len(tokens) > sequence_length + 1)
-            if statistics.documents == 0 and not quiet:
-                _show(tokenizer, tokens, mask)
-            writer.add(tokens, mask)
-            statistics.documents += 1
-            statistics.tokens += len(tokens)
-            statistics.targets += sum(mask)
-            statistics.longest = max(statistics.longest, len(tokens))
-        sources.append({"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
-        if not quiet and sys.stderr.isatty() and len(files) > 1:
-            print(f"\r{number + 1}/{len(files)} files, {statistics.tokens:,} tokens", end="", file=sys.stderr)
-    if statistics.documents == 0:
-        raise DataError("no sample with anything to train on was found")
-    writer.close()
+    with IndexedDatasetWriter(prefix, tokenizer.vocab_size) as writer:
+        for number, path in enumerate(files):
+            for tokens, mask in encode_file(path, tokenizer, split, statistics):
+                if _count(tokenizer, tokens, mask, sequence_length, statistics):
+                    if statistics.documents == 1 and not quiet:
+                        _show(tokenizer, tokens, [0] + list(mask[1:]))
+                    writer.add(tokens, [0] + list(mask[1:]))
+            sources.append({"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+            if not quiet and sys.stderr.isatty() and len(files) > 1:
+                print(f"\r{number + 1}/{len(files)} files, {statistics.tokens:,} tokens", end="", file=sys.stderr)
+        if statistics.documents == 0:
+            raise DataError("no sample with anything to train on was found")
     facts = {"format": "reprise-data", "version": 1, "vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.eos,
              "tokenizer_sha256": tokenizer.sha256, "template": tokenizer.template, "sources": sources,
              "statistics": asdict(statistics)}

@@ -88,7 +88,7 @@ def _columns(store: Store | None) -> list[Column]:
         Column("relative L2 distance", "to the base", lambda r: r.results.get("relative_l2"), _plain("{:.2f} %", 100), min),
         Column("out-of-set mass", "last probe", lambda r: r.last_of("out_of_set_mass"), _plain("{:.3f}")),
         Column("loss variance", "around its trend", lambda r: r.loss_stability()[0], _plain("{:.2e}")),
-        Column("spikes", "steps", lambda r: r.loss_stability()[1], _plain("{:d}")),
+        Column("spikes", "steps", lambda r: r.loss_stability()[1], _plain("{:.0f}")),
         Column("angle", "mean, °", lambda r: r.mean_of("angle_mean"), _plain("{:.0f}")),
         Column("clipped", "of groups", lambda r: r.mean_of("clipped_share"), _plain("{:.0f} %", 100)),
         Column("head", "ms/step", lambda r: r.median_of("head_ms"), _plain("{:.1f}"), min),
