@@ -76,30 +76,38 @@ def _plain(form: str, factor: float = 1.0):
     return lambda _, value: form.format(factor * value)
 
 
-def _columns(store: Store | None) -> list[Column]:
-    def store_bytes(run: Run) -> float | None:
-        return None if store is None or run.normalization == "full" else store.bytes_per_token
+def _store_bytes(store: Store | None):
+    return lambda run: None if store is None or run.normalization == "full" else store.bytes_per_token
 
+
+def _quality_columns() -> list[Column]:
     return [
         Column("execution accuracy", "[95 % interval]", _accuracy, _accuracy_text, max),
         Column("general loss before", "nats/token", lambda r: _general(r, "before"), _plain("{:.3f}")),
         Column("after", "nats/token", lambda r: _general(r, "after"), _plain("{:.3f}")),
         Column("rise", "forgetting", _rise, _plain("{:+.3f}"), min),
-        Column("relative L2 distance", "to the base", lambda r: r.results.get("relative_l2"), _plain("{:.2f} %", 100), min),
-        Column("out-of-set mass", "last probe", lambda r: r.last_of("out_of_set_mass"), _plain("{:.3f}")),
-        Column("loss variance", "around its trend", lambda r: r.loss_stability()[0], _plain("{:.2e}")),
+        Column("distance to base", "relative L2", lambda r: r.results.get("relative_l2"), _plain("{:.2f} %", 100), min),
+        Column("out-of-set mass", "last probe", lambda r: r.last_of("out_of_set_mass"), _plain("{:.4f}")),
+    ]
+
+
+def _cost_columns(store: Store | None) -> list[Column]:
+    return [
+        Column("loss variance", "around its trend", lambda r: r.loss_stability()[0], _plain("{:.1e}")),
         Column("spikes", "steps", lambda r: r.loss_stability()[1], _plain("{:.0f}")),
         Column("angle", "mean, °", lambda r: r.mean_of("angle_mean"), _plain("{:.0f}")),
         Column("clipped", "of groups", lambda r: r.mean_of("clipped_share"), _plain("{:.0f} %", 100)),
         Column("head", "ms/step", lambda r: r.median_of("head_ms"), _plain("{:.1f}"), min),
         Column("step", "ms", lambda r: r.median_of("step_ms"), _plain("{:.0f}"), min),
         Column("memory", "MiB/rank", lambda r: r.last_of("memory_bytes"), _plain("{:.0f}", 1 / 2**20)),
-        Column("store", "bytes/token", store_bytes, _plain("{:.0f}")),
+        Column("store", "bytes/token", _store_bytes(store), _plain("{:.0f}")),
     ]
 
 
-def table(runs: list[Run], store: Store | None) -> str:
-    columns = [c for c in _columns(store) if any(c.value(r) is not None for r in runs)]
+def _table(runs: list[Run], columns: list[Column]) -> str:
+    columns = [c for c in columns if any(c.value(r) is not None for r in runs)]
+    if not columns:
+        return ""
     values = {id(c): [c.value(r) for r in runs] for c in columns}
     head = "".join(f"<th scope=col>{c.heading}<span>{c.unit}</span></th>" for c in columns)
     rows = []
@@ -107,7 +115,7 @@ def table(runs: list[Run], store: Store | None) -> str:
         cells = []
         for c in columns:
             value, column = values[id(c)][i], [v for v in values[id(c)] if v is not None]
-            best = value is not None and c.best is not None and len(column) > 1 and value == c.best(column)
+            best = value is not None and c.best is not None and len(set(column)) > 1 and value == c.best(column)
             cells.append(f"<td{' class=best' if best else ''}>{'–' if value is None else c.text(run, value)}</td>")
         rows.append(f"<tr><th scope=row>{html.escape(run.label)}</th>{''.join(cells)}</tr>")
     return (f"<div class=scroll><table><thead><tr><th scope=col>run</th>{head}</tr></thead>"
@@ -188,7 +196,8 @@ def page(runs: list[Run], store: Store | None, study: dict, title: str) -> str:
             f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>"
             f"<p>{html.escape(study.get('summary', ''))}</p>"
             + (f"<ul class=facts>{facts}</ul>" if facts else "")
-            + "<h2>Runs</h2>" + table(runs, store)
+            + "<h2>Learned and forgotten</h2>" + _table(runs, _quality_columns())
+            + "<h2>Behaviour and cost</h2>" + _table(runs, _cost_columns(store))
             + f"<p class=soft>&#9733; best of the column. Spikes: steps whose loss lies more than three standard deviations above the mean "
               f"of the {SPIKE_WINDOW} before; variance: around that mean. – : not measured or not applicable.</p>"
             + figures(runs, store, study)
