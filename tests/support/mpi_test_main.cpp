@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace reprise {
@@ -16,17 +17,20 @@ std::unique_ptr<Communicator> world;
 /// Prints what failed with the rank's number. A fatal failure ends the job: this rank has left its test in the middle,
 /// and the others would wait for it.
 class FailureReporter final : public testing::EmptyTestEventListener {
+  void OnTestStart(const testing::TestInfo& test) override {
+    running_ = std::string(test.test_suite_name()) + "." + test.name();
+  }
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (!result.failed()) return;
-    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-    std::fprintf(stderr, "rank %d of %d, %s.%s, %s:%d\n%s\n", world->rank(), world->size(),
-                 test == nullptr ? "?" : test->test_suite_name(), test == nullptr ? "?" : test->name(),
-                 result.file_name() == nullptr ? "?" : result.file_name(), result.line_number(), result.summary());
+    std::fprintf(stderr, "rank %d of %d, %s, %s:%d\n%s\n", world->rank(), world->size(), running_.c_str(),
+                 result.file_name() == nullptr ? "?" : result.file_name(), result.line_number(), result.message());
     std::fflush(stderr);
   }
   void OnTestEnd(const testing::TestInfo& test) override {
     if (test.result()->HasFatalFailure()) world->abort(1);
   }
+
+  std::string running_;
 };
 
 }  // namespace
