@@ -25,7 +25,8 @@ void gemm(const Stream& stream, Transpose transpose_a, Transpose transpose_b, fl
 
 /// The name of the BLAS kernels in use ("SkylakeX", "Haswell", ...), for provenance and benchmarks.
 [[nodiscard]] const char* gemm_kernel_name();
-/// Threads of the BLAS library for this process.
+/// Threads that the BLAS library may start inside one call; 1 unless set. Leave it: gemm cuts c into tiles, by shape
+/// alone, and runs them on the threads of the stream, so that ranks and kernels share one pool.
 void set_gemm_threads(int threads);
 
 }  // namespace reprise
