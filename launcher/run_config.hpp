@@ -30,7 +30,7 @@ struct RunConfig {
     std::int64_t seed = 1;  ///< of the shuffle and of the position policies
   } data;
   struct Replay {
-    std::string store = "store";
+    std::string store = "store";  ///< folder; "" = none, only with normalization "full": every target trains
     double tau = 0.95;
     std::int64_t k_max = 200, k_min = 1;
     std::string positions = "all";
@@ -101,5 +101,8 @@ struct RunConfig {
 [[nodiscard]] std::vector<std::string> differences(const RunConfig& from, const RunConfig& to);
 /// Keys that were set away from their defaults but do nothing in this run, one sentence each.
 [[nodiscard]] std::vector<std::string> notes(const RunConfig& config);
+
+/// Optimizer steps of the whole run: train.steps, or with train.epochs ceil(epochs x samples / global_batch).
+[[nodiscard]] std::int64_t total_steps(const RunConfig& config, std::int64_t samples);
 
 }  // namespace reprise

@@ -1,0 +1,225 @@
+#include "launcher/session.hpp"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <mutex>
+#include <new>
+#include <thread>
+
+#include "core/error.hpp"
+#include "core/gemm.hpp"
+#include "launcher/launch_environment.hpp"
+#include "parallel/mpi_communicator.hpp"
+#include "parallel/self_communicator.hpp"
+#include "parallel/thread_communicator.hpp"
+
+namespace reprise {
+
+namespace {
+
+struct Failure {
+  int rank = 0;
+  int exit_code = 1;
+  std::string message;
+};
+
+Failure current_failure(int rank) {
+  try {
+    throw;
+  } catch (const Error& error) {
+    return {rank, error.exit_code(), error.what()};
+  } catch (const std::filesystem::filesystem_error& error) {
+    return {rank, static_cast<int>(ErrorKind::kDisk), error.what()};
+  } catch (const std::bad_alloc&) {
+    return {
+        rank, static_cast<int>(ErrorKind::kInternal),
+        "out of memory; `reprise check` says what a rank needs, more ranks or a smaller train.micro_batch need less"};
+  } catch (const std::exception& error) {
+    return {rank, static_cast<int>(ErrorKind::kInternal), fmt::format("unexpected: {}", error.what())};
+  }
+}
+
+/// "error: first line" and the other lines indented; one write, so that ranks do not mix their lines.
+void print_failure(const Failure& failure, bool with_rank) {
+  const bool preempted = failure.exit_code == static_cast<int>(ErrorKind::kPreempted);
+  const bool coloured = ::isatty(STDERR_FILENO) != 0;
+  const char* word = preempted ? "preempted" : "error";
+  std::string text =
+      coloured ? fmt::format("\033[1;{}m{}:\033[0m ", preempted ? 33 : 31, word) : fmt::format("{}: ", word);
+  if (with_rank) text += fmt::format("rank {}: ", failure.rank);
+  for (const char c : failure.message) {
+    text += c;
+    if (c == '\n') text += "  ";
+  }
+  text += '\n';
+  std::fflush(stdout);
+  std::fwrite(text.data(), 1, text.size(), stderr);
+  std::fflush(stderr);
+}
+
+/// Most failures are found by every rank alike. Rank 0 speaks at once and ends the job; another rank waits for that,
+/// the longer the higher it is, and speaks when nobody has ended it.
+void print_failure_once(const Failure& failure, int world_size) {
+  std::signal(SIGTERM, SIG_DFL);  // what a launcher sends to the rest of an aborted job
+  if (failure.rank > 0) {
+    constexpr int kFirst = 300, kEach = 20, kLongest = 2000;
+    std::this_thread::sleep_for(std::chrono::milliseconds(std::min(kFirst + kEach * failure.rank, kLongest)));
+  }
+  print_failure(failure, world_size > 1 && failure.rank > 0);
+}
+
+/// Threads of this rank by the affinities of all ranks on its host. Collective.
+int threads_of_rank(Communicator& world) {
+  constexpr std::size_t kWords = 1 + CPU_SETSIZE / 64;  // host, then one bit a core
+  std::vector<std::uint64_t> mine(kWords, 0);
+  mine[0] = host_id();
+  const std::vector<int> cores = affinity_cores();
+  for (const int core : cores) {
+    const auto index = static_cast<std::size_t>(core);
+    if (index / 64 + 1 < kWords) mine[index / 64 + 1] |= std::uint64_t{1} << (index % 64);
+  }
+  std::vector<std::uint64_t> all(kWords * static_cast<std::size_t>(world.size()));
+  world.all_gather<std::uint64_t>(Stream(CpuStream{}), mine, all);
+  std::vector<std::vector<int>> affinities;
+  for (std::size_t begin = 0; begin < all.size(); begin += kWords) {
+    if (all[begin] != mine[0]) continue;
+    affinities.emplace_back();
+    for (std::size_t bit = 0; bit < CPU_SETSIZE; ++bit) {
+      if ((all[begin + 1 + bit / 64] >> (bit % 64)) & 1) affinities.back().push_back(static_cast<int>(bit));
+    }
+  }
+  return threads_of_process(cores, affinities, quota_cores());
+}
+
+using Body = std::function<void(Communicator& world, int threads)>;
+
+int run_with_mpi(int argc, char** argv, const RankOptions& options, const Body& body) {
+  MpiEnvironment mpi(&argc, &argv);
+  const auto world = mpi.world();
+  try {
+    const int threads = options.threads > 0 ? options.threads : threads_of_rank(*world);
+    set_gemm_threads(threads);
+    body(*world, threads);
+    return 0;
+  } catch (...) {
+    const Failure failure = current_failure(world->rank());
+    print_failure_once(failure, world->size());
+    world->abort(failure.exit_code);  // srun would report an ordinary exit of one rank as 137
+    return failure.exit_code;
+  }
+}
+
+int run_with_threads(const RankOptions& options, const Body& body) {
+  const int available = threads_of_process(affinity_cores(), {affinity_cores()}, quota_cores());
+  const int threads = options.threads > 0 ? options.threads : std::max(1, available / options.thread_ranks);
+  set_gemm_threads(threads);
+  std::mutex mutex;
+  std::vector<Failure> failures;  // by time
+  try {
+    run_ranks(options.thread_ranks, [&](Communicator& world) {
+      try {
+        body(world, threads);
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        failures.push_back(current_failure(world.rank()));
+        throw;
+      }
+    });
+    return 0;
+  } catch (...) {
+    if (failures.empty()) throw;
+    const Failure& first = failures.front();
+    const auto alike = std::count_if(failures.begin(), failures.end(),
+                                     [&](const Failure& other) { return other.message == first.message; });
+    print_failure(first, alike < options.thread_ranks);
+    return first.exit_code;
+  }
+}
+
+int run_alone(const RankOptions& options, const Body& body) {
+  const int available = threads_of_process(affinity_cores(), {affinity_cores()}, quota_cores());
+  const int threads = options.threads > 0 ? options.threads : available;
+  set_gemm_threads(threads);
+  const auto world = make_self_communicator("world");
+  body(*world, threads);
+  return 0;
+}
+
+int run_with(int argc, char** argv, const RankOptions& options, const Body& body) {
+  require(options.thread_ranks >= 1, ErrorKind::kUsage, "{} ranks: must be at least 1", options.thread_ranks);
+  const LaunchEnvironment launch = detect_launch();
+  std::string transport = options.transport;
+  if (transport == "auto") transport = launch.mpi ? "mpi" : options.thread_ranks > 1 ? "thread" : "self";
+  require(
+      options.thread_ranks == 1 || transport == "thread", ErrorKind::kUsage,
+      "--ranks {} makes ranks as threads of one process, but the transport is {}; leave --ranks away under mpirun or "
+      "srun, or set parallel.transport=thread",
+      options.thread_ranks, transport);
+  require(
+      transport == "mpi" || launch.size == 1, ErrorKind::kUsage,
+      "{} started {} processes, but parallel.transport = \"{}\" makes each of them a job of its own; use \"auto\" or "
+      "\"mpi\"",
+      launch.launcher.empty() ? "the launcher" : launch.launcher, launch.size, transport);
+  if (transport == "mpi") return run_with_mpi(argc, argv, options, body);
+  if (transport == "thread") return run_with_threads(options, body);
+  require(transport == "self", ErrorKind::kUsage,
+          "parallel.transport = \"{}\": must be one of \"auto\", \"self\", \"thread\", \"mpi\"", transport);
+  return run_alone(options, body);
+}
+
+volatile std::sig_atomic_t stop_signal = 0;
+
+extern "C" void note_stop_signal(int) {
+  stop_signal = 1;
+}
+
+}  // namespace
+
+Session::Session(Communicator& world, std::int64_t tensor_size, bool sequence_parallel, int threads)
+    : pool_(threads),
+      stream_(CpuStream{&pool_}),
+      arena_(stream_),
+      groups_(ProcessGroups::make(world, static_cast<int>(tensor_size))),
+      sequence_parallel_(sequence_parallel) {}
+
+int report_failures(const std::function<int()>& body) {
+  const LaunchEnvironment launch = detect_launch();
+  try {
+    return body();
+  } catch (...) {
+    const Failure failure = current_failure(launch.rank);
+    print_failure_once(failure, launch.size);
+    return failure.exit_code;
+  }
+}
+
+int run_ranked(int argc, char** argv, const RankOptions& options, const Body& body) {
+  return report_failures([&] { return run_with(argc, argv, options, body); });
+}
+
+void install_stop_signals() {
+  struct sigaction action {};
+  action.sa_handler = note_stop_signal;
+  ::sigemptyset(&action.sa_mask);
+  action.sa_flags = SA_RESTART;
+  ::sigaction(SIGUSR1, &action, nullptr);
+  action.sa_flags = static_cast<int>(SA_RESTART | SA_RESETHAND);  // a second one ends the process at once
+  ::sigaction(SIGTERM, &action, nullptr);
+}
+
+bool stop_requested() {
+  return stop_signal != 0;
+}
+
+std::int64_t peak_memory_bytes() {
+  struct rusage usage {};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
+}
+
+}  // namespace reprise

@@ -1,0 +1,90 @@
+#include "launcher/store_provenance.hpp"
+
+#include <fmt/ranges.h>
+
+#include <array>
+#include <charconv>
+#include <cstdlib>
+
+#include "core/error.hpp"
+#include "launcher/hugging_face.hpp"
+#include "launcher/indexed_dataset.hpp"
+#include "launcher/tokenizer_info.hpp"
+
+namespace reprise {
+
+namespace {
+
+std::string number(double value) {
+  std::array<char, 32> text{};
+  const auto end = std::to_chars(text.data(), text.data() + text.size(), value).ptr;
+  return {text.data(), end};
+}
+
+/// What the reader of a message calls the key.
+std::string label_of(const std::string& key) {
+  if (key == "model") return "model (weights and config.json)";
+  if (key == "tokenizer") return "tokenizer";
+  if (key == "data") return "data (tokens and masks)";
+  if (key == "template") return "chat template";
+  if (key == "vocab_size") return "vocab_size";
+  if (key == "sequence_length" || key == "seed") return "data." + key;
+  return "replay." + key;
+}
+
+}  // namespace
+
+StoreProvenance store_provenance(const RunConfig& config, std::int64_t vocab_size, Communicator* world) {
+  const std::filesystem::path cache = hash_cache_path();
+  StoreProvenance provenance;
+  provenance["model"] = model_fingerprint(config.model.path, world, cache);
+  provenance["data"] = dataset_fingerprint(config.data.train, world, cache);
+  provenance["tokenizer"] = tokenizer_fingerprint(config.model.path);
+  provenance["template"] = template_fingerprint(config.model.path);
+  provenance["vocab_size"] = std::to_string(vocab_size);
+  provenance["tau"] = number(config.replay.tau);
+  provenance["k_max"] = std::to_string(config.replay.k_max);
+  provenance["k_min"] = std::to_string(config.replay.k_min);
+  provenance["positions"] = config.replay.positions;
+  provenance["budget"] = std::to_string(config.replay.budget);
+  provenance["seed"] = std::to_string(config.data.seed);
+  provenance["sequence_length"] = std::to_string(config.data.sequence_length);
+  provenance["log_probs"] = config.replay.log_probs ? "true" : "false";
+  provenance["dtype"] = config.model.dtype;
+  return provenance;
+}
+
+void require_trainable_store(const StoreProvenance& actual, const StoreProvenance& expected,
+                             const std::filesystem::path& store) {
+  std::vector<std::string> lines;
+  for (const auto& [key, wanted] : expected) {
+    if (key == "dtype" || key == "log_probs") continue;
+    const auto found = actual.find(key);
+    const std::string held = found == actual.end() ? "absent" : found->second;
+    if (held == wanted) continue;
+    if (key == "sequence_length" && std::atoll(held.c_str()) >= std::atoll(wanted.c_str())) continue;
+    constexpr std::size_t kShown = 16;  // of a hash
+    lines.push_back(fmt::format("{}: the store has {}, this run {}", label_of(key), held.substr(0, kShown),
+                                wanted.substr(0, kShown)));
+  }
+  require(
+      lines.empty(), ErrorKind::kStoreMismatch,
+      "{}: this store was collected from something else\n{}\ncollect again (`reprise collect`), or name the store and "
+      "the settings that belong together",
+      store.string(), fmt::join(lines, "\n"));
+}
+
+std::filesystem::path hash_cache_path() {
+  const auto folder_of = [](const char* name) {
+    const char* value = std::getenv(name);
+    return value == nullptr || *value == '\0' ? std::filesystem::path() : std::filesystem::path(value);
+  };
+  std::filesystem::path base = folder_of("XDG_CACHE_HOME");
+  if (base.empty() && !folder_of("HOME").empty()) base = folder_of("HOME") / ".cache";
+  if (base.empty()) return {};
+  std::error_code ignored;  // a cache that cannot be written costs time, never an error
+  std::filesystem::create_directories(base / "reprise", ignored);
+  return base / "reprise" / "hashes.json";
+}
+
+}  // namespace reprise
