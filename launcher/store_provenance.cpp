@@ -34,14 +34,14 @@ std::string label_of(const std::string& key) {
 
 }  // namespace
 
-StoreProvenance store_provenance(const RunConfig& config, std::int64_t vocab_size, Communicator* world) {
+StoreProvenance store_provenance(const RunConfig& config, Communicator* world) {
   const std::filesystem::path cache = hash_cache_path();
   StoreProvenance provenance;
   provenance["model"] = model_fingerprint(config.model.path, world, cache);
   provenance["data"] = dataset_fingerprint(config.data.train, world, cache);
   provenance["tokenizer"] = tokenizer_fingerprint(config.model.path);
   provenance["template"] = template_fingerprint(config.model.path);
-  provenance["vocab_size"] = std::to_string(vocab_size);
+  provenance["vocab_size"] = std::to_string(read_decoder_config(config.model.path).vocab_size);
   provenance["tau"] = number(config.replay.tau);
   provenance["k_max"] = std::to_string(config.replay.k_max);
   provenance["k_min"] = std::to_string(config.replay.k_min);
@@ -54,8 +54,7 @@ StoreProvenance store_provenance(const RunConfig& config, std::int64_t vocab_siz
   return provenance;
 }
 
-void require_trainable_store(const StoreProvenance& actual, const StoreProvenance& expected,
-                             const std::filesystem::path& store) {
+void require_usable_store(const StoreProvenance& actual, const StoreProvenance& expected, const std::string& name) {
   std::vector<std::string> lines;
   for (const auto& [key, wanted] : expected) {
     if (key == "dtype" || key == "log_probs") continue;
@@ -71,7 +70,11 @@ void require_trainable_store(const StoreProvenance& actual, const StoreProvenanc
       lines.empty(), ErrorKind::kStoreMismatch,
       "{}: this store was collected from something else\n{}\ncollect again (`reprise collect`), or name the store and "
       "the settings that belong together",
-      store.string(), fmt::join(lines, "\n"));
+      name, fmt::join(lines, "\n"));
+}
+
+void require_usable_store(const ReplayStoreReader& store, const StoreProvenance& expected) {
+  require_usable_store(store.manifest().provenance, expected, "replay.store");
 }
 
 std::filesystem::path hash_cache_path() {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 
 #include "launcher/run_config.hpp"
 #include "loss/replay_store.hpp"
@@ -8,16 +9,16 @@
 
 namespace reprise {
 
-/// What a store collected by this run is made from: every key of StoreProvenance. `vocab_size` is the model's.
+/// What a store collected by this run is made from: every key of StoreProvenance.
 /// Hashes the model and the data (see cached_sha256_tree); collective over `world` where one is given.
-[[nodiscard]] StoreProvenance store_provenance(const RunConfig& config, std::int64_t vocab_size,
-                                               Communicator* world = nullptr);
+[[nodiscard]] StoreProvenance store_provenance(const RunConfig& config, Communicator* world = nullptr);
 
-/// Whether training by `expected` may use a store of `actual`: equal in every key, but that a store may hold longer
-/// samples (sequence_length), log-probabilities that nobody reads, and sets that were chosen under another dtype.
+/// Whether training by `expected` may use the store: equal in every key, but that a store may hold longer samples
+/// (sequence_length), log-probabilities that nobody reads, and sets that were chosen under another dtype.
 /// Throws Error(kStoreMismatch) naming store, keys and both values.
-void require_trainable_store(const StoreProvenance& actual, const StoreProvenance& expected,
-                             const std::filesystem::path& store);
+void require_usable_store(const ReplayStoreReader& store, const StoreProvenance& expected);
+/// The same on a manifest's provenance; `name` stands for the store in messages.
+void require_usable_store(const StoreProvenance& actual, const StoreProvenance& expected, const std::string& name);
 
 /// Where hashes of unchanged files are remembered: $XDG_CACHE_HOME/reprise/hashes.json, else below $HOME/.cache; empty
 /// without either.
