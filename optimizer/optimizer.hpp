@@ -37,7 +37,7 @@ struct StepSums {
   double stop = 0.0;  ///< > 0 on any rank: finish after this step
   double probe_mass = 0.0;
   double probe_tokens = 0.0;
-  double error = 0.0;
+  double error = 0.0;  ///< > 0 on any rank: the step is skipped
   double reserved = 0.0;
 };
 
@@ -50,12 +50,13 @@ struct AngleStatistics {
 
 struct StepResult {
   StepSums sums;           ///< over all ranks
-  double grad_norm = 0.0;  ///< |G| / sum w, before clipping
-  bool skipped = false;    ///< non-finite, or sum w = 0: state untouched bit for bit
+  double grad_norm = 0.0;  ///< |G| / sum w, before clipping; not finite where G is not, 0 when sum w = 0
+  bool skipped = false;    ///< non-finite, an error, or sum w = 0: state untouched bit for bit
   AngleStatistics angles;  ///< moclip only
 };
 
-/// A (parameter, range) that this rank owns of the optimizer's state: what a checkpoint writes and loads.
+/// A (parameter, range) that this rank owns of the optimizer's state: what a checkpoint writes and loads. Frozen
+/// parameters have none: they are the loaded model's.
 struct OwnedPiece {
   std::int64_t parameter = 0;                     ///< index in the ParameterSet
   Range local;                                    ///< elements of this rank's row-major block of the parameter
@@ -65,7 +66,10 @@ struct OwnedPiece {
 /// ZeRO-sharded optimizer over one ParameterSet.
 ///
 /// Stage 0 replicates state and update; 1 shards master weights and moments over dp; 2 also keeps only this rank's
-/// shard of the summed gradients between micro-batches. All three give the same bits.
+/// shard of the summed gradients between micro-batches.
+/// Stages 0 and 1 always give the same bits, and stage 2 the same again where a step has one micro-batch or dp_size is
+/// 1. With more, stage 2 adds over ranks first and over micro-batches second, the others the other way round: the
+/// gradients differ by float32 rounding of that order (docs/numerics.md). Each stage repeats its own bits.
 /// The gradients handed in are of sum w l (unnormalised, DESIGN 2); the step works with s G,
 /// s = min(1, clip_norm sum w / |G|) / sum w.
 template <class T>
@@ -85,7 +89,7 @@ class Optimizer {
   virtual void set_master_from_parameters() = 0;
   /// Writes the master weights back into the parameters of every rank (after loading a checkpoint). Collective (dp).
   virtual void publish_parameters(const Context& context) = 0;
-  /// Pieces owned by this rank, so that the pieces of all ranks cover every parameter exactly once.
+  /// Pieces owned by this rank, so that the pieces of all ranks cover every parameter that is not frozen exactly once.
   [[nodiscard]] virtual std::vector<OwnedPiece> owned_pieces() = 0;
   /// The same ranges plus those that this rank holds as a copy (stage 0, tensor-parallel duplicates): what loading
   /// fills.

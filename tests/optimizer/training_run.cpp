@@ -1,0 +1,210 @@
+#include "tests/optimizer/training_run.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <memory>
+
+#include "core/error.hpp"
+#include "core/thread_pool.hpp"
+#include "parallel/thread_communicator.hpp"
+#include "tests/optimizer/toy_model.hpp"
+
+namespace reprise {
+
+namespace {
+
+constexpr double kLossOfPart = 3.0;
+
+StepSums sums_of_parts(const ProcessGroups& groups, int parts) {
+  StepSums sums;
+  if (groups.tp_rank() != 0) return sums;
+  sums.weight = kPartWeight * parts;
+  sums.weighted_loss = kLossOfPart * parts;
+  sums.tokens = 10.0 * parts;
+  return sums;
+}
+
+// Elements of the parameters here whose bits are not those of the owner's master weight, over all ranks.
+template <class T>
+std::int64_t count_wrong_values(const Context& context, ParameterSet<T>& parameters, const WholeState& state) {
+  std::int64_t wrong = 0;
+  for (std::int64_t p = 0; p < parameters.count(); ++p) {
+    if (parameters.spec(p).frozen) continue;
+    const auto value = parameters.value(p).flat();
+    for (std::int64_t i = 0; i < value.size; ++i) {
+      const auto element = static_cast<std::size_t>(global_element(parameters.spec(p), i));
+      const T expected(static_cast<float>(state.weight[static_cast<std::size_t>(p)][element]));
+      wrong += value[i] == expected ? 0 : 1;
+    }
+  }
+  context.groups.world->all_reduce(context.stream, VectorView<std::int64_t>(&wrong, 1));
+  return wrong;
+}
+
+void sum_over_world(const Context& context, std::vector<std::vector<double>>& tensors) {
+  for (auto& tensor : tensors) context.groups.world->all_reduce(context.stream, VectorView<double>(tensor));
+}
+
+}  // namespace
+
+template <class T>
+WholeState gather_state(const Context& context, Optimizer<T>& optimizer, ParameterSet<T>& parameters) {
+  WholeState state;
+  for (const ToyTensor& tensor : toy_tensors()) {
+    const std::vector<double> zeros(static_cast<std::size_t>(tensor.size()), 0.0);
+    for (auto* whole : {&state.weight, &state.exp_avg, &state.exp_avg_sq, &state.coverage}) whole->push_back(zeros);
+  }
+  for (const OwnedPiece& piece : optimizer.owned_pieces()) {
+    const auto p = static_cast<std::size_t>(piece.parameter);
+    for (std::int64_t i = 0; i < piece.local.size(); ++i) {
+      const auto element =
+          static_cast<std::size_t>(global_element(parameters.spec(piece.parameter), piece.local.begin + i));
+      state.weight[p][element] += static_cast<double>(piece.master[i]);
+      state.exp_avg[p][element] += static_cast<double>(piece.exp_avg[i]);
+      state.exp_avg_sq[p][element] += static_cast<double>(piece.exp_avg_sq[i]);
+      state.coverage[p][element] += 1.0;
+    }
+  }
+  for (auto* whole : {&state.weight, &state.exp_avg, &state.exp_avg_sq, &state.coverage}) {
+    sum_over_world(context, *whole);
+  }
+  state.wrong_values = count_wrong_values(context, parameters, state);
+  return state;
+}
+
+template <class T>
+WholeState run_training(Communicator& world, const RunSettings& settings) {
+  const ProcessGroups groups = ProcessGroups::make(world, settings.tensor_size);
+  ThreadPool pool(settings.threads);
+  const Stream stream{CpuStream{&pool}};
+  Arena arena(stream);
+  const Context context{stream, groups, arena};
+  ParameterSet<T> parameters;
+  for (const ParameterSpec& spec : toy_specs(groups.tp_size(), groups.tp_rank())) parameters.add(spec);
+  parameters.allocate(stream, settings.bucket_elements, groups.dp_size());
+  set_toy_weights(parameters);
+  const auto optimizer = make_optimizer(context, settings.options, parameters);
+
+  std::vector<StepResult> results;
+  const int parts_here = kParts / groups.dp_size(), parts_at_once = parts_here / settings.micro_batches;
+  for (int step = 0; step < settings.steps; ++step) {
+    for (int micro = 0; micro < settings.micro_batches; ++micro) {
+      const int first = groups.dp_rank() * parts_here + micro * parts_at_once;
+      add_toy_gradients(parameters, groups, step, first, first + parts_at_once, settings.exact);
+      optimizer->reduce_gradients(context, micro + 1 == settings.micro_batches);
+    }
+    results.push_back(optimizer->step(context, kRunRate, sums_of_parts(groups, parts_here)));
+    for (const float g : parameters.gradients()) EXPECT_EQ(g, 0.0f) << "gradients are zero after a step";
+  }
+  EXPECT_EQ(optimizer->steps_taken(), settings.steps);
+  WholeState state = gather_state(context, *optimizer, parameters);
+  state.results = std::move(results);
+  return state;
+}
+
+template <class T>
+WholeState run_training_on_threads(int ranks, const RunSettings& settings) {
+  WholeState state;
+  run_ranks(ranks, [&](Communicator& world) {
+    WholeState mine = run_training<T>(world, settings);
+    if (world.rank() == 0) state = std::move(mine);
+  });
+  return state;
+}
+
+ReferenceRun run_reference(const RunSettings& settings) {
+  std::vector<ReferenceOptimizer::Tensor> tensors;
+  for (std::size_t t = 0; t < toy_tensors().size(); ++t) {
+    const ToyTensor& toy = toy_tensors()[t];
+    const std::vector<double> zeros(static_cast<std::size_t>(toy.size()), 0.0);
+    ReferenceOptimizer::Tensor tensor{toy.name, toy.layer, toy.decay, toy.frozen, zeros, zeros, zeros};
+    for (std::int64_t i = 0; i < toy.size(); ++i) tensor.weight[static_cast<std::size_t>(i)] = toy_weight(t, i);
+    tensors.push_back(std::move(tensor));
+  }
+  ReferenceRun run{ReferenceOptimizer(settings.options, std::move(tensors)), {}};
+  for (int step = 0; step < settings.steps; ++step) {
+    std::vector<std::vector<double>> gradients;
+    for (std::size_t t = 0; t < toy_tensors().size(); ++t) {
+      gradients.emplace_back();
+      for (std::int64_t i = 0; i < toy_tensors()[t].size(); ++i) {
+        double sum = 0.0;
+        for (int part = 0; part < kParts; ++part) sum += toy_gradient(t, i, step, part, settings.exact);
+        gradients.back().push_back(sum);
+      }
+    }
+    run.results.push_back(run.optimizer.step(std::move(gradients), kPartWeight * kParts, kRunRate));
+  }
+  return run;
+}
+
+void expect_close_to_reference(const WholeState& state, const ReferenceRun& reference, const std::string& what) {
+  SCOPED_TRACE(what);
+  EXPECT_EQ(state.wrong_values, 0);
+  double worst = 0.0;
+  for (std::size_t t = 0; t < toy_tensors().size(); ++t) {
+    const auto& expected = reference.optimizer.tensors()[t];
+    for (std::size_t i = 0; i < expected.weight.size(); ++i) {
+      EXPECT_EQ(state.coverage[t][i], expected.frozen ? 0.0 : 1.0) << expected.name << " element " << i;
+      if (expected.frozen) continue;
+      worst = std::max(worst, std::abs(state.weight[t][i] - expected.weight[i]));
+      worst = std::max(worst, std::abs(state.exp_avg[t][i] - expected.exp_avg[i]));
+      worst = std::max(worst, std::abs(state.exp_avg_sq[t][i] - expected.exp_avg_sq[i]));
+    }
+  }
+  EXPECT_LT(worst, 2e-6);
+  ASSERT_EQ(state.results.size(), reference.results.size());
+  for (std::size_t s = 0; s < state.results.size(); ++s) {
+    const StepResult &result = state.results[s], &expected = reference.results[s];
+    EXPECT_FALSE(result.skipped);
+    EXPECT_DOUBLE_EQ(result.sums.weight, kPartWeight * kParts);
+    EXPECT_DOUBLE_EQ(result.sums.weighted_loss, kLossOfPart * kParts);
+    EXPECT_DOUBLE_EQ(result.sums.tokens, 10.0 * kParts);
+    EXPECT_NEAR(result.grad_norm, expected.grad_norm, 1e-6 * expected.grad_norm);
+    EXPECT_EQ(result.angles.groups, expected.angles.groups);
+    EXPECT_NEAR(result.angles.mean, expected.angles.mean, 1e-3);
+    EXPECT_NEAR(result.angles.max, expected.angles.max, 1e-2);
+    EXPECT_NEAR(result.angles.clipped_share, expected.angles.clipped_share, 1e-12);
+  }
+}
+
+std::vector<OptimizerOptions> option_cases() {
+  OptimizerOptions base;
+  base.clip_norm = 0.5;
+  base.weight_decay = 0.1;
+  std::vector<OptimizerOptions> cases;
+  for (const auto scope : {AngleScope::kTensor, AngleScope::kLayer, AngleScope::kGlobal}) {
+    for (const auto obtuse : {Obtuse::kKeep, Obtuse::kDrop, Obtuse::kProject, Obtuse::kReflect, Obtuse::kRotate}) {
+      OptimizerOptions options = base;
+      options.angle_scope = scope;
+      options.obtuse = obtuse;
+      cases.push_back(options);
+    }
+  }
+  for (const double max_angle : {10.0, 60.0, 90.0, 180.0}) {
+    cases.push_back(base);
+    cases.back().max_angle = max_angle;
+    cases.back().clip_norm = 0.0;
+  }
+  cases.push_back(base);
+  cases.back().name = "adamw";
+  cases.push_back(cases.back());
+  cases.back().clip_norm = 0.0;
+  cases.back().weight_decay = 0.0;
+  return cases;
+}
+
+std::string name_of(const OptimizerOptions& options) {
+  return fmt::format("{} angle {} scope {} obtuse {} clip {} zero {}", options.name, options.max_angle,
+                     static_cast<int>(options.angle_scope), static_cast<int>(options.obtuse), options.clip_norm,
+                     options.zero_stage);
+}
+
+template WholeState run_training<float>(Communicator&, const RunSettings&);
+template WholeState run_training<BFloat16>(Communicator&, const RunSettings&);
+template WholeState run_training_on_threads<float>(int, const RunSettings&);
+template WholeState run_training_on_threads<BFloat16>(int, const RunSettings&);
+template WholeState gather_state(const Context&, Optimizer<float>&, ParameterSet<float>&);
+template WholeState gather_state(const Context&, Optimizer<BFloat16>&, ParameterSet<BFloat16>&);
+
+}  // namespace reprise
