@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <type_traits>
 
 #include "core/elementwise.hpp"
 #include "core/gemm.hpp"
@@ -19,18 +18,6 @@ constexpr std::int64_t kBlockLogits = std::int64_t{1} << 20;
 constexpr std::int64_t kMinBlockIds = 512;
 constexpr std::int64_t kKeptLogits = std::int64_t{16} << 20;  // 64 MiB
 constexpr std::int64_t kTokenGrain = 16;
-
-/// The matrix itself, or a float32 copy of a bfloat16 one in arena memory.
-template <class T>
-MatrixView<const float> as_float(const Context& context, MatrixView<const T> x) {
-  if constexpr (std::is_same_v<T, float>) {
-    return x;
-  } else {
-    const auto copy = context.arena.matrix<float>(x.rows, x.cols, "float32 rows");
-    cast<float, T>(context.stream, x.flat(), copy.flat());
-    return copy;
-  }
-}
 
 }  // namespace
 
@@ -83,7 +70,7 @@ void FullCrossEntropy<T>::for_each_block(const Context& context, MatrixView<cons
   for (std::int64_t first = 0; first < ids_.size(); first += blocks_.ids) {
     const std::int64_t ids = std::min(blocks_.ids, ids_.size() - first);
     const Arena::Scope scope(context.arena);
-    const MatrixView<const float> rows = as_float<T>(context, weight.row_range(first, ids));
+    const MatrixView<const float> rows = as_float(context, weight.row_range(first, ids));
     VectorView<float> scratch;
     if (!blocks_.kept) scratch = context.arena.vector<float>(std::min(tokens, blocks_.tokens) * ids, "block of logits");
     for (std::int64_t begin = 0; begin < tokens; begin += blocks_.tokens) {
@@ -98,17 +85,14 @@ void FullCrossEntropy<T>::for_each_block(const Context& context, MatrixView<cons
 template <class T>
 typename FullCrossEntropy<T>::Output FullCrossEntropy<T>::forward(const Context& context, MatrixView<const T> hidden,
                                                                   MatrixView<const T> weight, const LossBatch& batch) {
-  const int rank = context.groups.tp_rank();
-  REPRISE_CHECK(vocab_.tp_size() == context.groups.tp_size(), "{} vocabulary shards on {} ranks", vocab_.tp_size(),
-                context.groups.tp_size());
-  REPRISE_CHECK(weight.rows == vocab_.rows(rank).size() && weight.cols == hidden.cols,
-                "head weight [{}, {}] for {} vocabulary rows and hidden size {}", weight.rows, weight.cols,
-                vocab_.rows(rank).size(), hidden.cols);
-  ids_ = vocab_.ids(rank);
-  selected_ = SelectedRows<T>(context, hidden, batch, vocab_.vocab_size);
-  hidden_ = as_float<T>(context, selected_.hidden());
+  check_head_shapes(context, vocab_, hidden, weight);
+  const std::int64_t total_rows = count_total_rows(context, hidden.rows, batch);
+  check_targets(batch, total_rows, vocab_.vocab_size);
+  selected_ = SelectedRows<T>(context, hidden, batch.row, total_rows);
+  hidden_ = as_float(context, selected_.hidden());
+  ids_ = vocab_.ids(context.groups.tp_rank());
   gold_ = copy_to_arena(context, batch.gold);
-  effective_weight_ = copy_effective_weights(context, batch);
+  weights_ = copy_effective_weights(context, batch);
 
   const std::int64_t tokens = selected_.size();
   const auto token_loss = context.arena.vector<float>(tokens, "token losses");
@@ -139,8 +123,7 @@ typename FullCrossEntropy<T>::Output FullCrossEntropy<T>::forward(const Context&
 template <class T>
 void FullCrossEntropy<T>::backward(const Context& context, MatrixView<const T> weight, MatrixView<T> d_hidden,
                                    MatrixView<float> d_weight) {
-  REPRISE_CHECK(d_weight.data == nullptr || (d_weight.rows == weight.rows && d_weight.cols == weight.cols),
-                "d_weight is [{}, {}], weight [{}, {}]", d_weight.rows, d_weight.cols, weight.rows, weight.cols);
+  check_weight_gradient(weight, d_weight);
   const Arena::Scope scope(context.arena);
   const CpuStream& stream = context.stream.cpu();
   const auto d_selected = context.arena.matrix<float>(hidden_.rows, hidden_.cols, "gradient of selected rows");
@@ -159,12 +142,12 @@ void FullCrossEntropy<T>::backward_block(const CpuStream& stream, const Block& b
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t t = block.token_begin + i;
       const VectorView<float> row = block.logits.row(i);
-      if (effective_weight_[t] == 0.0f) {
+      if (weights_[t] == 0.0f) {
         std::fill(row.begin(), row.end(), 0.0f);
         continue;
       }
       REPRISE_SIMD_CALL(softmax_gradient, row.data, row.size, block.gold_column(gold_[t], ids_.begin),
-                        statistics_.max[t], statistics_.inverse_sum[t], effective_weight_[t], options_.logit_scale,
+                        statistics_.max[t], statistics_.inverse_sum[t], weights_[t], options_.logit_scale,
                         options_.softcap);
     }
   });

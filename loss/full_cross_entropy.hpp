@@ -47,9 +47,9 @@ class FullCrossEntropy final : public HeadLoss<T> {
   // What backward needs; valid until the arena is rewound.
   Range ids_;  // real vocabulary ids of this rank
   SelectedRows<T> selected_;
-  MatrixView<const float> hidden_;            // [T, D] float32
-  VectorView<const std::int32_t> gold_;       // [T]
-  VectorView<const float> effective_weight_;  // [T]
+  MatrixView<const float> hidden_;       // [T, D] float32
+  VectorView<const std::int32_t> gold_;  // [T]
+  VectorView<const float> weights_;      // [T]
   CombinedStatistics statistics_;
   LogitBlocks blocks_;
   VectorView<float> kept_logits_;  // block by block

@@ -62,7 +62,7 @@ void check_targets(const LossBatch& batch, std::int64_t total_rows, std::int64_t
   }
 }
 
-void check_candidates(const LossBatch& batch, std::int64_t vocab_size) {
+void check_candidates(const LossBatch& batch, std::int64_t vocab_size, Normalization normalization) {
   const CandidateTiles& tiles = batch.tiles;
   const std::int64_t tokens = batch.row.size;
   require(tiles.id_begin.size == tiles.token_begin.size, ErrorKind::kData,
@@ -70,6 +70,8 @@ void check_candidates(const LossBatch& batch, std::int64_t vocab_size) {
   const bool covered =
       tiles.size() == 0 ? tokens == 0 : tiles.token_begin[0] == 0 && tiles.token_begin[tiles.size()] == tokens;
   require(covered, ErrorKind::kData, "{} tiles do not cover the batch's {} tokens", tiles.size(), tokens);
+  require(normalization != Normalization::kToken || tiles.size() == tokens, ErrorKind::kData,
+          "token normalisation wants one set a token, but {} tokens come in {} tiles", tokens, tiles.size());
   for (std::int64_t tile = 0; tile < tiles.size(); ++tile) check_tile(batch, tile, vocab_size);
   check_sorted_ids(batch.negatives, vocab_size, "negatives");
 }

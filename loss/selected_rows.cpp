@@ -7,27 +7,12 @@
 
 #include "core/elementwise.hpp"
 #include "core/error.hpp"
-#include "loss/loss_batch_check.hpp"
 
 namespace reprise {
 
 namespace {
 
 constexpr std::int64_t kRowGrain = 16;
-
-std::int64_t count_rows(const Context& context, std::int64_t own_rows, std::int64_t total_rows) {
-  if (!context.sequence_parallel) return own_rows;
-  if (total_rows < 0) {
-    const std::vector<std::int64_t> own{own_rows};
-    std::vector<std::int64_t> all(static_cast<std::size_t>(context.groups.tp_size()));
-    context.groups.tp->all_gather<std::int64_t>(context.stream, own, all);
-    total_rows = std::accumulate(all.begin(), all.end(), std::int64_t{0});
-  }
-  const Range shard = even_shard(total_rows, context.groups.tp_size(), context.groups.tp_rank());
-  REPRISE_CHECK(shard.size() == own_rows, "{} hidden rows where the shard of {} holds {}", own_rows, total_rows,
-                shard.size());
-  return total_rows;
-}
 
 bool is_finite(VectorView<const float> row) {
   std::uint32_t bad = 0;
@@ -54,30 +39,55 @@ void check_finite(const Context& context, MatrixView<const T> hidden, VectorView
 
 }  // namespace
 
-template <class T>
-SelectedRows<T>::SelectedRows(const Context& context, MatrixView<const T> hidden, const LossBatch& batch,
-                              std::int64_t vocab_size)
-    : own_rows_(hidden.rows) {
-  const std::int64_t total_rows = count_rows(context, hidden.rows, batch.total_rows);
-  check_targets(batch, total_rows, vocab_size);
+std::int64_t count_total_rows(const Context& context, std::int64_t own_rows, const LossBatch& batch) {
+  if (!context.sequence_parallel) return own_rows;
+  std::int64_t total_rows = batch.total_rows;
+  if (total_rows < 0) {
+    const std::vector<std::int64_t> own{own_rows};
+    std::vector<std::int64_t> all(static_cast<std::size_t>(context.groups.tp_size()));
+    context.groups.tp->all_gather<std::int64_t>(context.stream, own, all);
+    total_rows = std::accumulate(all.begin(), all.end(), std::int64_t{0});
+  }
+  const Range shard = even_shard(total_rows, context.groups.tp_size(), context.groups.tp_rank());
+  REPRISE_CHECK(shard.size() == own_rows, "{} hidden rows where the shard of {} holds {}", own_rows, total_rows,
+                shard.size());
+  return total_rows;
+}
 
+template <class T>
+MatrixView<const float> as_float(const Context& context, MatrixView<const T> x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return x;
+  } else {
+    const auto copy = context.arena.matrix<float>(x.rows, x.cols, "float32 rows");
+    cast<float, T>(context.stream, x.flat(), copy.flat());
+    return copy;
+  }
+}
+template MatrixView<const float> as_float(const Context&, MatrixView<const float>);
+template MatrixView<const float> as_float(const Context&, MatrixView<const BFloat16>);
+
+template <class T>
+SelectedRows<T>::SelectedRows(const Context& context, MatrixView<const T> hidden, VectorView<const std::int32_t> row,
+                              std::int64_t total_rows)
+    : own_rows_(hidden.rows) {
   const int shards = context.sequence_parallel ? context.groups.tp_size() : 1;
   const int shard = context.sequence_parallel ? context.groups.tp_rank() : 0;
   token_begin_.assign(1, 0);
   for (int r = 0; r < shards; ++r) {
-    const auto end = std::lower_bound(batch.row.begin(), batch.row.end(), even_shard(total_rows, shards, r).end);
-    token_begin_.push_back(end - batch.row.begin());
+    const auto* end = std::lower_bound(row.begin(), row.end(), even_shard(total_rows, shards, r).end);
+    token_begin_.push_back(end - row.begin());
   }
 
   const Range own = own_tokens(shard);
   const std::int64_t first_row = even_shard(total_rows, shards, shard).begin;
   const VectorView<std::int32_t> own_row = context.arena.vector<std::int32_t>(own.size(), "selected rows");
   for (std::int64_t t = own.begin; t < own.end; ++t) {
-    own_row[t - own.begin] = static_cast<std::int32_t>(batch.row[t] - first_row);
+    own_row[t - own.begin] = static_cast<std::int32_t>(row[t] - first_row);
   }
   own_row_ = own_row;
 
-  const auto selected = context.arena.matrix<T>(batch.row.size, hidden.cols, "selected hidden states");
+  const auto selected = context.arena.matrix<T>(row.size, hidden.cols, "selected hidden states");
   const auto own_selected = selected.row_range(own.begin, own.size());
   gather_rows<T>(context.stream, hidden, own_row_, own_selected);
   if (context.sequence_parallel) {
@@ -86,7 +96,7 @@ SelectedRows<T>::SelectedRows(const Context& context, MatrixView<const T> hidden
     context.groups.tp->all_gather<T>(context.stream, own_selected.flat(), selected.flat(), counts);
   }
   hidden_ = selected;
-  check_finite<T>(context, hidden_, batch.row);
+  check_finite<T>(context, hidden_, row);
 }
 
 template <class T>

@@ -7,6 +7,14 @@
 
 namespace reprise {
 
+/// Rows of the micro-batch over all tp ranks: the batch's total_rows where given, else counted (under sequence
+/// parallelism by one small all-gather). Checks it against this rank's rows.
+[[nodiscard]] std::int64_t count_total_rows(const Context& context, std::int64_t own_rows, const LossBatch& batch);
+
+/// x itself, or a float32 copy of a bfloat16 matrix in arena memory.
+template <class T>
+[[nodiscard]] MatrixView<const float> as_float(const Context& context, MatrixView<const T> x);
+
 /// The rows of the final hidden states that the loss projects, compact, the same on every tp rank; and the way back for
 /// their gradient. Only these rows travel.
 template <class T>
@@ -14,10 +22,11 @@ class SelectedRows {
  public:
   SelectedRows() = default;
 
-  /// Checks the batch's rows, golds and weights (check_targets), then gathers. Under sequence parallelism the rows come
+  /// Gathers `row` (strictly ascending in [0, total_rows)) of the micro-batch. Under sequence parallelism the rows come
   /// by one all-gather with uneven counts. Memory is the arena's. Throws Error(kNonFinite) naming token and row, on
   /// every rank, for a selected row that holds NaN or Inf.
-  SelectedRows(const Context& context, MatrixView<const T> hidden, const LossBatch& batch, std::int64_t vocab_size);
+  SelectedRows(const Context& context, MatrixView<const T> hidden, VectorView<const std::int32_t> row,
+               std::int64_t total_rows);
 
   [[nodiscard]] MatrixView<const T> hidden() const { return hidden_; }  ///< [T, D]
   [[nodiscard]] std::int64_t size() const { return hidden_.rows; }

@@ -17,6 +17,20 @@ TEST_P(HeadLossShardingTest, FullAgreesWithTheOracle) {
   check_head_loss<float>(GetParam().tp, make_head_problem({}), Normalization::kFull, GetParam().sequence_parallel);
 }
 
+TEST_P(HeadLossShardingTest, TokenAgreesWithTheOracle) {
+  check_head_loss<float>(GetParam().tp, make_head_problem({.tile_tokens = 1}), Normalization::kToken,
+                         GetParam().sequence_parallel);
+}
+
+TEST_P(HeadLossShardingTest, TileAgreesWithTheOracle) {
+  check_head_loss<float>(GetParam().tp, make_head_problem({}), Normalization::kTile, GetParam().sequence_parallel);
+}
+
+TEST_P(HeadLossShardingTest, TileWithNegativesAgreesWithTheOracle) {
+  check_head_loss<float>(GetParam().tp, make_head_problem({.negatives = 12}), Normalization::kTile,
+                         GetParam().sequence_parallel);
+}
+
 INSTANTIATE_TEST_SUITE_P(Layouts, HeadLossShardingTest,
                          testing::Values(Layout{1, false}, Layout{2, false}, Layout{3, false}, Layout{4, false},
                                          Layout{8, false}, Layout{1, true}, Layout{2, true}, Layout{3, true},

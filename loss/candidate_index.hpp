@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstdint>
+
+#include "loss/head_unit.hpp"
+#include "loss/loss.hpp"
+
+namespace reprise {
+
+/// The part of every tile's candidates that lies on this rank, and where their logits are kept.
+struct LocalCandidates {
+  struct Tile {
+    std::int64_t token_begin = 0, token_end = 0;
+    std::int64_t id_begin = 0, id_end = 0;  ///< into `ids`
+    std::int64_t logits = 0;                ///< offset of this tile's [ids, tokens] logits
+
+    [[nodiscard]] std::int64_t tokens() const { return token_end - token_begin; }
+    [[nodiscard]] std::int64_t num_ids() const { return id_end - id_begin; }
+  };
+  VectorView<const Tile> tiles;
+  VectorView<const std::int32_t> ids;  ///< [local candidates] global ids, tile by tile, ascending within a tile
+  Range own;                           ///< this rank's real vocabulary ids
+  std::int64_t num_logits = 0;
+
+  /// Where `id` stands among the tile's ids of this rank, or -1.
+  [[nodiscard]] std::int64_t position(const Tile& tile, std::int32_t id) const;
+};
+
+/// Copies into arena memory what lies on this rank.
+[[nodiscard]] LocalCandidates find_local_candidates(const Context& context, const CandidateTiles& tiles, Range own);
+
+/// The candidates of some consecutive tiles by vocabulary row: for row i of `rows`, the entries
+/// [entry_begin[i], entry_begin[i + 1]), in order of their tokens.
+struct RowIndex {
+  std::int64_t token_begin = 0, token_end = 0;  ///< tokens of those tiles
+  VectorView<const std::int64_t> rows;          ///< ascending, counted from this rank's first row
+  VectorView<const std::int64_t> entry_begin;   ///< [rows + 1]
+  VectorView<const RowEntry> entries;
+
+  [[nodiscard]] std::int64_t tokens() const { return token_end - token_begin; }
+};
+
+/// First tile behind a segment that starts with tile `first`: at most kSegmentTokens tokens, at least one tile.
+inline constexpr std::int64_t kSegmentTokens = 1024;
+[[nodiscard]] std::int64_t segment_end(const LocalCandidates& candidates, std::int64_t first);
+
+/// Counting sort of the tiles [first, last) by vocabulary row; arena memory.
+[[nodiscard]] RowIndex index_rows(const Context& context, const LocalCandidates& candidates, std::int64_t first,
+                                  std::int64_t last);
+
+}  // namespace reprise

@@ -1,0 +1,55 @@
+#pragma once
+
+#include "loss/candidate_index.hpp"
+#include "loss/loss.hpp"
+#include "loss/sampled_negatives.hpp"
+#include "loss/selected_rows.hpp"
+#include "loss/token_statistics.hpp"
+
+namespace reprise {
+
+/// Cross-entropy over the candidates of each token's tile (kToken is tiles of one token), without forming any other
+/// logit.
+///
+/// Forward visits each listed row of W once per tile: logits, running max and sum, and the unnormalised gradient
+/// A_t = sum_k exp(z_tk - m_t) dz/dx W_k of the same visit. After the one all-gather of (m, sum, gold logit) backward
+/// only scales: dh_t = w_t (exp(m_t - M_t) / L_t A_t - dz/dx W_gold), then dW row by row.
+/// Arena memory: logits of the candidates, and three or four [T, D] float32 buffers.
+template <class T>
+class RestrictedCrossEntropy final : public HeadLoss<T> {
+ public:
+  using Output = typename HeadLoss<T>::Output;
+
+  /// kToken or kTile. Throws Error(kUsage) as make_head_loss.
+  RestrictedCrossEntropy(Normalization normalization, const VocabPartition& vocab, const LossOptions& options);
+
+  Output forward(const Context& context, MatrixView<const T> hidden, MatrixView<const T> weight,
+                 const LossBatch& batch) override;
+  void backward(const Context& context, MatrixView<const T> weight, MatrixView<T> d_hidden,
+                MatrixView<float> d_weight) override;
+
+ private:
+  void visit_candidates(const Context& context, MatrixView<const T> weight, VectorView<TokenStatistics> local) const;
+  void read_gold_logits(VectorView<TokenStatistics> local) const;
+  void finish_d_selected(const Context& context, MatrixView<const T> weight) const;
+  void make_deltas(const Context& context) const;
+  [[nodiscard]] float slope(float logit) const;
+
+  Normalization normalization_;
+  VocabPartition vocab_;
+  LossOptions options_;
+
+  // What backward needs; valid until the arena is rewound.
+  SelectedRows<T> selected_;
+  MatrixView<const float> hidden_;       // [T, D] float32
+  VectorView<const std::int32_t> gold_;  // [T]
+  VectorView<const float> weights_;      // [T] 0 for ignored tokens
+  LocalCandidates candidates_;
+  VectorView<float> logits_;                 // tile by tile [ids, tokens]
+  MatrixView<float> accumulator_;            // [T, D]
+  VectorView<const TokenStatistics> local_;  // [T]
+  CombinedStatistics statistics_;
+  SampledNegatives negatives_;
+};
+
+}  // namespace reprise
