@@ -1,0 +1,41 @@
+#pragma once
+
+#include "core/arena.hpp"
+#include "core/dtype.hpp"
+#include "core/stream.hpp"
+#include "core/view.hpp"
+
+namespace reprise {
+
+// Root mean square norm of rows: y = x * rstd * weight with rstd = 1 / sqrt(mean(x^2) + eps). T is float or BFloat16;
+// sums and rstd are float32. Nothing here communicates.
+
+/// x, y [rows, cols], weight [cols], rstd [rows].
+template <class T>
+void rms_norm(const CpuStream& stream, MatrixView<const T> x, VectorView<const T> weight, float eps, MatrixView<T> y,
+              VectorView<float> rstd);
+
+/// sum = x + branch, then y = norm of sum: the residual addition in the same pass. Bit-equal to the two apart.
+template <class T>
+void add_rms_norm(const CpuStream& stream, MatrixView<const T> x, MatrixView<const T> branch, MatrixView<T> sum,
+                  VectorView<const T> weight, float eps, MatrixView<T> y, VectorView<float> rstd);
+
+/// d_x += rstd (w d_y - x rstd^2 mean(w d_y x)), d_weight += sum over rows of d_y x rstd (in fixed order).
+template <class T>
+void accumulate_rms_norm_backward(const CpuStream& stream, Arena& arena, MatrixView<const T> x,
+                                  VectorView<const T> weight, VectorView<const float> rstd, MatrixView<const T> d_y,
+                                  MatrixView<T> d_x, VectorView<float> d_weight);
+
+/// The norm over head_dim of `heads` heads that stand at the beginning of each row (q and k of qwen3).
+/// x [tokens, >= heads head_dim], weight [head_dim], y likewise at the beginning of its rows, rstd [tokens, heads].
+template <class T>
+void head_rms_norm(const CpuStream& stream, MatrixView<const T> x, std::int64_t first_head, std::int64_t heads,
+                   VectorView<const T> weight, float eps, MatrixView<T> y, MatrixView<float> rstd);
+
+/// In place: d_y of those heads becomes d_x (overwritten); d_weight accumulates.
+template <class T>
+void head_rms_norm_backward(const CpuStream& stream, Arena& arena, MatrixView<const T> x, std::int64_t first_head,
+                            std::int64_t heads, VectorView<const T> weight, MatrixView<const float> rstd,
+                            MatrixView<T> d_y, VectorView<float> d_weight);
+
+}  // namespace reprise
