@@ -63,9 +63,10 @@ struct ExportCommandOptions {
 void export_command(Session& session, const ExportCommandOptions& options);
 
 /// Environment, libraries, cores, memory, MPI, paths of the run file when one is given. Returns the problems' number.
-[[nodiscard]] int doctor_command(const std::filesystem::path& run_file);
-/// Writes a commented run file; refuses to overwrite.
-void init_command(const std::filesystem::path& run_file);
+/// Under mpirun or srun collective over `world`, with one line a rank; null when the program was started alone.
+[[nodiscard]] int doctor_command(const std::filesystem::path& run_file, Communicator* world);
+/// Writes a commented run file with the overrides in it; refuses to overwrite.
+void init_command(const std::filesystem::path& run_file, const std::vector<std::string>& overrides);
 /// Validates run file, model folder, data and store without ranks: samples, truncated share, largest id against V,
 /// steps and effective batch, memory per rank by category, store size, bytes of the collectives of a step, notes, free
 /// disk.

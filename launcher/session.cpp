@@ -103,7 +103,7 @@ int run_with_mpi(int argc, char** argv, const RankOptions& options, const Body& 
   const auto world = mpi.world();
   try {
     const int threads = options.threads > 0 ? options.threads : threads_of_rank(*world);
-    set_gemm_threads(threads);
+    set_gemm_threads(1);  // GEMM tiles run on the rank's own threads
     body(*world, threads);
     return 0;
   } catch (...) {
@@ -117,7 +117,7 @@ int run_with_mpi(int argc, char** argv, const RankOptions& options, const Body& 
 int run_with_threads(const RankOptions& options, const Body& body) {
   const int available = threads_of_process(affinity_cores(), {affinity_cores()}, quota_cores());
   const int threads = options.threads > 0 ? options.threads : std::max(1, available / options.thread_ranks);
-  set_gemm_threads(threads);
+  set_gemm_threads(1);
   std::mutex mutex;
   std::vector<Failure> failures;  // by time
   try {
@@ -144,7 +144,7 @@ int run_with_threads(const RankOptions& options, const Body& body) {
 int run_alone(const RankOptions& options, const Body& body) {
   const int available = threads_of_process(affinity_cores(), {affinity_cores()}, quota_cores());
   const int threads = options.threads > 0 ? options.threads : available;
-  set_gemm_threads(threads);
+  set_gemm_threads(1);
   const auto world = make_self_communicator("world");
   body(*world, threads);
   return 0;

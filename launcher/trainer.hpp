@@ -1,0 +1,54 @@
+#pragma once
+
+#include <memory>
+
+#include "launcher/metrics.hpp"
+#include "launcher/model_session.hpp"
+#include "launcher/run_config.hpp"
+#include "launcher/training_data.hpp"
+#include "loss/loss.hpp"
+#include "optimizer/optimizer.hpp"
+
+namespace reprise {
+
+/// What a step tells beside its metrics.
+struct StepOutcome {
+  StepMetrics metrics;  ///< without `step` and `memory_bytes`
+  bool stop = false;    ///< some rank was asked to stop: all learn it in the same step
+};
+
+/// The arithmetic of one training step, without files: micro-batches forward and backward, then the optimizer.
+///
+/// Gradients are of sum w l over the global batch; 1 / sum w enters in the optimizer. A rank whose micro-batch is empty
+/// takes part in the data-parallel collectives only, which is all that the other ranks expect of it: a tensor-parallel
+/// group shares its batches. Hidden states that are not finite make all ranks skip the step.
+template <class T>
+class Trainer {
+ public:
+  /// `model` (trainable) is not owned; its parameters become the master weights. Collective.
+  Trainer(Session& session, const RunConfig& config, LoadedModel<T>& model);
+
+  /// One step. `stop`: this rank was asked to stop. Collective over the world.
+  StepOutcome step(const PreparedStep& prepared, double lr, bool stop);
+
+  /// Makes the gradient of the running step non-finite, so that all ranks skip it.
+  void poison_gradient();
+
+  [[nodiscard]] Optimizer<T>& optimizer() { return *optimizer_; }
+
+ private:
+  struct Progressed {
+    StepSums sums;
+    double head_seconds = 0.0;
+  };
+  void accumulate(const Context& context, const PreparedMicroBatch& micro, VectorView<const std::int32_t> negatives,
+                  Progressed& progressed);
+
+  Session& session_;
+  LoadedModel<T>& model_;
+  Recompute recompute_;
+  std::unique_ptr<HeadLoss<T>> loss_;
+  std::unique_ptr<Optimizer<T>> optimizer_;
+};
+
+}  // namespace reprise
