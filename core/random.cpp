@@ -58,7 +58,7 @@ std::uint64_t random_permutation(std::uint64_t seed, std::uint64_t size, std::ui
 
 std::uint64_t hash_bytes(const void* data, std::size_t size, std::uint64_t seed) {
   const auto* bytes = static_cast<const unsigned char*>(data);
-  std::uint64_t hash = 0xcbf29ce484222325u ^ seed;
+  std::uint64_t hash = 0xcbf29ce484222325u ^ (seed * 0x9e3779b97f4a7c15u);  // spread: a seed is no first byte
   for (std::size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * 0x100000001b3u;
   // FNV's upper bits are weak: mix them (two rounds of xor-shift and multiply, a bijection).
   hash = (hash ^ (hash >> 33)) * 0xff51afd7ed558ccdu;

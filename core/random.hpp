@@ -29,7 +29,8 @@ namespace reprise {
 /// without storing the order.
 [[nodiscard]] std::uint64_t random_permutation(std::uint64_t seed, std::uint64_t size, std::uint64_t index);
 
-/// 64-bit FNV-1a over bytes followed by a finaliser; the sample hash of the replay store (docs/formats.md).
+/// 64-bit FNV-1a over bytes, its start xored with seed * 0x9e3779b97f4a7c15, followed by a finaliser; the sample hash
+/// of the replay store (docs/formats.md).
 [[nodiscard]] std::uint64_t hash_bytes(const void* data, std::size_t size, std::uint64_t seed = 0);
 
 }  // namespace reprise
