@@ -1,34 +1,107 @@
 #include <gtest/gtest.h>
 
+#include "core/elementwise.hpp"
+#include "core/thread_pool.hpp"
 #include "loss/loss.hpp"
 #include "tests/loss/head_loss_check.hpp"
 
 namespace reprise {
 namespace {
 
+constexpr Normalization kAllNormalizations[] = {Normalization::kToken, Normalization::kTile, Normalization::kFull};
+
+/// A problem whose tiles suit the normalisation.
+HeadProblem problem_for(Normalization normalization, HeadProblemOptions options = {}) {
+  if (normalization == Normalization::kToken) options.tile_tokens = 1;
+  if (normalization == Normalization::kFull) options.negatives = 0;
+  return make_head_problem(options);
+}
+
 struct Layout {
   int tp;
   bool sequence_parallel;
 };
 
-class HeadLossShardingTest : public testing::TestWithParam<Layout> {};
+class HeadLossShardingTest : public testing::TestWithParam<Layout> {
+ protected:
+  template <class T>
+  static void check(Normalization normalization, const HeadProblemOptions& options) {
+    check_head_loss<T>(GetParam().tp, problem_for(normalization, options), normalization, GetParam().sequence_parallel);
+  }
+};
 
-TEST_P(HeadLossShardingTest, FullAgreesWithTheOracle) {
-  check_head_loss<float>(GetParam().tp, make_head_problem({}), Normalization::kFull, GetParam().sequence_parallel);
+TEST_P(HeadLossShardingTest, AgreesWithTheOracle) {
+  for (const Normalization normalization : kAllNormalizations) check<float>(normalization, {});
 }
 
-TEST_P(HeadLossShardingTest, TokenAgreesWithTheOracle) {
-  check_head_loss<float>(GetParam().tp, make_head_problem({.tile_tokens = 1}), Normalization::kToken,
-                         GetParam().sequence_parallel);
+TEST_P(HeadLossShardingTest, NegativesAgreeWithTheOracle) {
+  check<float>(Normalization::kTile, {.negatives = 12});
+  check<float>(Normalization::kToken, {.negatives = 40});  // most of the vocabulary, members among them
 }
 
-TEST_P(HeadLossShardingTest, TileAgreesWithTheOracle) {
-  check_head_loss<float>(GetParam().tp, make_head_problem({}), Normalization::kTile, GetParam().sequence_parallel);
+TEST_P(HeadLossShardingTest, SoftcapAndScaleAgreeWithTheOracle) {
+  for (const Normalization normalization : kAllNormalizations) {
+    check<float>(normalization, {.negatives = 9, .loss = {.logit_scale = 0.75f, .softcap = 4.0f}});
+  }
 }
 
-TEST_P(HeadLossShardingTest, TileWithNegativesAgreesWithTheOracle) {
-  check_head_loss<float>(GetParam().tp, make_head_problem({.negatives = 12}), Normalization::kTile,
-                         GetParam().sequence_parallel);
+TEST_P(HeadLossShardingTest, BFloat16AgreesWithTheOracle) {
+  for (const Normalization normalization : kAllNormalizations) {
+    check<BFloat16>(normalization, {.negatives = 12, .bfloat16 = true});
+  }
+}
+
+TEST_P(HeadLossShardingTest, LargeLogitsDoNotOverflow) {
+  for (const Normalization normalization : kAllNormalizations) {
+    check<float>(normalization, {.depth = 3, .negatives = 5, .spread = 40.0});
+  }
+}
+
+TEST_P(HeadLossShardingTest, OneTokenOneRowOneColumn) {
+  for (const Normalization normalization : kAllNormalizations) {
+    check<float>(normalization, {.rows = 1, .depth = 1, .tokens = 1});
+  }
+}
+
+TEST_P(HeadLossShardingTest, ZeroTokens) {
+  for (const Normalization normalization : kAllNormalizations) check<float>(normalization, {.tokens = 0});
+  check<float>(Normalization::kTile, {.rows = 0, .tokens = 0, .negatives = 3});
+}
+
+TEST_P(HeadLossShardingTest, SetsOfGoldAloneHaveLossZero) {
+  const HeadProblem problem = make_head_problem({.tile_tokens = 1, .candidates = 0});
+  check_head_loss<float>(GetParam().tp, problem, Normalization::kToken, GetParam().sequence_parallel);
+  for (const double loss : solve_head_problem(problem, Normalization::kToken).token_loss) EXPECT_EQ(loss, 0.0);
+}
+
+TEST_P(HeadLossShardingTest, IgnoredAndWeightlessTokens) {
+  for (const Normalization normalization : kAllNormalizations) {
+    HeadProblem problem = problem_for(normalization, {.negatives = 6});
+    problem.gold[2] = problem.gold[3] = -100;
+    problem.token_weight[3] = 2.0f;
+    problem.token_weight[5] = 0.0f;
+    check_head_loss<float>(GetParam().tp, problem, normalization, GetParam().sequence_parallel);
+    for (std::int32_t& gold : problem.gold) gold = -100;
+    check_head_loss<float>(GetParam().tp, problem, normalization, GetParam().sequence_parallel);
+  }
+}
+
+// Ties: identical rows of W give identical logits.
+TEST_P(HeadLossShardingTest, Ties) {
+  for (const Normalization normalization : kAllNormalizations) {
+    HeadProblem problem = problem_for(normalization);
+    for (std::size_t i = 0; i < problem.weight.size(); ++i) {
+      problem.weight[i] = problem.weight[i % static_cast<std::size_t>(problem.depth)];
+    }
+    check_head_loss<float>(GetParam().tp, problem, normalization, GetParam().sequence_parallel);
+  }
+}
+
+TEST_P(HeadLossShardingTest, TilesOfManySizes) {
+  for (const std::int64_t tile_tokens : {2, 3, 5, 7, 8, 15, 16, 64, 70, 1000}) {
+    check<float>(Normalization::kTile,
+                 {.rows = 150, .depth = 37, .vocab = 90, .tokens = 139, .tile_tokens = tile_tokens, .negatives = 7});
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, HeadLossShardingTest,
@@ -39,6 +112,140 @@ INSTANTIATE_TEST_SUITE_P(Layouts, HeadLossShardingTest,
                            return "tp" + std::to_string(layout.param.tp) +
                                   (layout.param.sequence_parallel ? "_sequence" : "");
                          });
+
+TEST(HeadLossTest, UnevenAndEmptyShards) {
+  const std::vector<std::vector<std::int64_t>> all_bounds{
+      {0, 0, 37, 40}, {0, 1, 2, 40}, {0, 40, 40, 40}, {0, 0, 0, 40}, {0, 20, 37, 40}, {0, 36, 38, 40}, {0, 5, 38, 40}};
+  for (const auto& bounds : all_bounds) {
+    for (const Normalization normalization : kAllNormalizations) {
+      const HeadProblem problem = problem_for(normalization, {.negatives = 10});
+      run_ranks(3, [&](Communicator& world) {
+        check_head_loss<float>(world, problem, normalization, {bounds, problem.vocab}, world.size() == 3);
+      });
+    }
+  }
+}
+
+TEST(HeadLossTest, EverySimdLevelAgreesWithTheOracle) {
+  const SimdLevel best = simd_level();
+  for (int level = 0; level <= static_cast<int>(best); ++level) {
+    set_simd_level(static_cast<SimdLevel>(level));
+    for (const Normalization normalization : kAllNormalizations) {
+      const HeadProblemOptions options{.rows = 60,
+                                       .depth = 200,
+                                       .tokens = 55,
+                                       .tile_tokens = 23,
+                                       .candidates = 9,
+                                       .negatives = 7,
+                                       .spread = 0.3,
+                                       .bfloat16 = true,
+                                       .loss = {.softcap = 9.0f}};
+      check_head_loss<float>(2, problem_for(normalization, options), normalization, false);
+      check_head_loss<BFloat16>(2, problem_for(normalization, options), normalization, false);
+    }
+  }
+  set_simd_level(best);
+}
+
+/// sum w l of the float32 loss, alone on one rank.
+double weighted_sum(const HeadProblem& problem, Normalization normalization) {
+  double sum = 0.0;
+  run_ranks(1, [&](Communicator& world) {
+    HeadRank<float> rank(world, problem, problem.even(1), false);
+    const auto loss = make_head_loss<float>(normalization, rank.vocab, problem.options);
+    sum = loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch()).weighted_sum;
+  });
+  return sum;
+}
+
+TEST(HeadLossTest, GradientsAgreeWithFiniteDifferences) {
+  for (const Normalization normalization : kAllNormalizations) {
+    HeadProblem problem = problem_for(normalization, {.rows = 4,
+                                                      .depth = 5,
+                                                      .vocab = 11,
+                                                      .tokens = 3,
+                                                      .tile_tokens = 2,
+                                                      .candidates = 3,
+                                                      .negatives = 4,
+                                                      .loss = {.logit_scale = 1.5f, .softcap = 6.0f}});
+    run_ranks(1, [&](Communicator& world) {
+      HeadRank<float> rank(world, problem, problem.even(1), false);
+      const auto loss = make_head_loss<float>(normalization, rank.vocab, problem.options);
+      static_cast<void>(loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch()));
+      loss->backward(rank.context(), rank.weight_view(), rank.d_hidden_view(), rank.d_weight_view());
+      const auto difference = [&](double& value) {
+        constexpr double kStep = 1e-2;
+        const double before = value;
+        value = before + kStep;
+        const double above = weighted_sum(problem, normalization);
+        value = before - kStep;
+        const double below = weighted_sum(problem, normalization);
+        value = before;
+        return (above - below) / (2.0 * kStep);
+      };
+      for (std::size_t i = 0; i < problem.hidden.size(); ++i) {
+        ASSERT_NEAR(static_cast<double>(rank.d_hidden[i]), difference(problem.hidden[i]), 3e-3) << "hidden " << i;
+      }
+      for (std::size_t i = 0; i < 55; ++i) {
+        const double gradient = static_cast<double>(rank.d_weight[i] - rank.kBefore);
+        ASSERT_NEAR(gradient, difference(problem.weight[i]), 3e-3) << "weight " << i;
+      }
+    });
+  }
+}
+
+template <class T>
+std::vector<float> bits_of_run(const HeadProblem& problem, Normalization normalization, int threads) {
+  std::vector<float> all;
+  run_ranks(1, [&](Communicator& world) {
+    ThreadPool pool(threads);
+    HeadRank<T> rank(world, problem, problem.even(1), false);
+    rank.stream = Stream(CpuStream{&pool});
+    const auto loss = make_head_loss<T>(normalization, rank.vocab, problem.options);
+    const auto output = loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch());
+    loss->backward(rank.context(), rank.weight_view(), rank.d_hidden_view(), rank.d_weight_view());
+    all.assign(output.token_loss.begin(), output.token_loss.end());
+    for (const T& x : rank.d_hidden) all.push_back(static_cast<float>(x));
+    all.insert(all.end(), rank.d_weight.begin(), rank.d_weight.end());
+  });
+  return all;
+}
+
+TEST(HeadLossTest, SameBitsForEveryNumberOfThreads) {
+  for (const Normalization normalization : kAllNormalizations) {
+    const HeadProblem problem =
+        problem_for(normalization, {.rows = 300, .depth = 300, .vocab = 500, .tokens = 290, .negatives = 20});
+    const std::vector<float> one = bits_of_run<float>(problem, normalization, 1);
+    EXPECT_EQ(one, bits_of_run<float>(problem, normalization, 1));
+    EXPECT_EQ(one, bits_of_run<float>(problem, normalization, 2));
+    EXPECT_EQ(one, bits_of_run<float>(problem, normalization, 3));
+  }
+}
+
+TEST(HeadLossTest, FrozenHeadGetsNoGradientAndMicroBatchesAdd) {
+  for (const Normalization normalization : kAllNormalizations) {
+    const HeadProblem problem = problem_for(normalization, {.negatives = 8});
+    const HeadAnswer answer = solve_head_problem(problem, normalization);
+    run_ranks(2, [&](Communicator& world) {
+      HeadRank<float> rank(world, problem, problem.even(2), false);
+      const auto loss = make_head_loss<float>(normalization, rank.vocab, problem.options);
+      const auto run = [&](MatrixView<float> d_weight) {
+        static_cast<void>(loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch()));
+        loss->backward(rank.context(), rank.weight_view(), rank.d_hidden_view(), d_weight);
+        rank.arena.reset();
+      };
+      run({});
+      EXPECT_EQ(rank.d_weight, std::vector<float>(rank.d_weight.size(), rank.kBefore));
+      run(rank.d_weight_view());
+      expect_gradients(rank, answer);
+      const std::vector<float> once = rank.d_weight;
+      run(rank.d_weight_view());
+      for (std::size_t i = 0; i < once.size(); ++i) {
+        ASSERT_NEAR(rank.d_weight[i] - rank.kBefore, 2.0f * (once[i] - rank.kBefore), 1e-4f);
+      }
+    });
+  }
+}
 
 }  // namespace
 }  // namespace reprise
