@@ -119,6 +119,23 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view t
   file.finish();
 }
 
+void append_to_file(const std::filesystem::path& path, std::string_view text) {
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
+  if (descriptor < 0) fail_system(ErrorKind::kDisk, path, "open for appending", errno);
+  const off_t end = ::lseek(descriptor, 0, SEEK_END);
+  int code = end < 0 ? errno : 0;
+  while (code == 0 && !text.empty()) {
+    const ssize_t put = ::write(descriptor, text.data(), text.size());
+    if (put > 0) text.remove_prefix(static_cast<std::size_t>(put));
+    if (put == 0) code = ENOSPC;
+    if (put < 0 && errno != EINTR) code = errno;
+  }
+  if (code == 0 && ::fsync(descriptor) != 0) code = errno;
+  if (code != 0 && end >= 0 && ::ftruncate(descriptor, end) != 0) code = errno;
+  if (::close(descriptor) != 0 && code == 0) code = errno;
+  if (code != 0) fail_system(ErrorKind::kDisk, path, "append", code);
+}
+
 void fsync_folder(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder.empty() ? std::filesystem::path(".") : folder;
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);

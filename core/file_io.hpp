@@ -56,6 +56,8 @@ class OutputFile {
                                          std::int64_t max_bytes = std::int64_t{64} << 20);
 /// Writes through OutputFile.
 void write_file_atomically(const std::filesystem::path& path, std::string_view text);
+/// Appends to an existing file and fsyncs it; what a failed write may have left is cut off again.
+void append_to_file(const std::filesystem::path& path, std::string_view text);
 /// Makes renames inside `folder` durable.
 void fsync_folder(const std::filesystem::path& folder);
 

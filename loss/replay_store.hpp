@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -34,24 +35,31 @@ struct StoreManifest {
   [[nodiscard]] std::int64_t bytes() const;
 };
 
-/// Appends whole samples to immutable HDF5 shards of one writer. A shard is written as `.part`, closed (checked),
-/// reopened and verified, fsynced, renamed, the folder fsynced, and then named by one line of the writer's journal, so
-/// a killed collection loses at most the open shard. Disk failures throw Error(kDisk).
+/// Appends whole samples to immutable HDF5 shards of one writer. A shard is written as `.part`, fsynced, renamed, the
+/// folder fsynced, read back and compared, and then named by one line of the writer's journal, so a killed collection
+/// loses at most what was appended since the last commit. Disk failures throw Error(kDisk).
 class ReplayStoreWriter {
  public:
-  /// Opens `folder` (made when missing) for `writer`; drops stray `.part` files of this writer and reads its journal.
-  /// Throws Error(kStoreMismatch) naming the key when the folder was begun with another provenance.
-  ReplayStoreWriter(std::filesystem::path folder, int writer, StoreProvenance provenance);
+  /// Opens `folder` (made when missing) for `writer`, reads its journal, and drops what was not committed: `.part`
+  /// files, shards and journal lines behind the last unit.
+  /// Throws Error(kStoreMismatch) naming the key when the folder was begun with another provenance, or by another
+  /// number of writers (0 = not checked): their units would not be the same.
+  ReplayStoreWriter(std::filesystem::path folder, int writer, StoreProvenance provenance, int num_writers = 0);
   ~ReplayStoreWriter();
   ReplayStoreWriter(const ReplayStoreWriter&) = delete;
   ReplayStoreWriter& operator=(const ReplayStoreWriter&) = delete;
 
+  /// A sample that this writer committed before it was opened is left out: ranks that resume together redo the units
+  /// that one of them lost.
   void append(const SampleRecords& records);
   /// Finishes the open shard and notes in the journal that work units below `unit` are complete for this writer.
   void commit(std::int64_t unit);
   /// First work unit that is not complete, from the journal; 0 for a new store.
   [[nodiscard]] std::int64_t resume_unit() const;
+  /// The committed shards, those of earlier processes first.
   [[nodiscard]] const std::vector<StoreShard>& shards() const;
+  /// Ids appended since the last commit: a commit for every few million makes shards of a good size.
+  [[nodiscard]] std::int64_t open_ids() const;
 
  private:
   struct Impl;
@@ -59,8 +67,14 @@ class ReplayStoreWriter {
 };
 
 /// Writes manifest.json from all journals of the folder, last and atomically. One rank, after all writers are done.
+/// Throws Error(kData) when a journal is missing, Error(kStoreMismatch) for another provenance or more writers.
 void finish_store(const std::filesystem::path& folder, const StoreProvenance& provenance, int num_writers,
                   const std::string& statistics_json);
+
+/// The samples of one shard in order: for the statistics of a resumed collection, and for whole-store readers. Throws
+/// like ReplayStoreReader::read.
+void visit_shard(const std::filesystem::path& folder, const StoreShard& shard, std::int64_t vocab_size,
+                 const std::function<void(const SampleRecords&)>& visit);
 
 /// Random access by sample id. Reads whole shards once and keeps them packed in memory. Not thread-safe.
 class ReplayStoreReader {
@@ -78,6 +92,7 @@ class ReplayStoreReader {
   [[nodiscard]] bool contains(std::uint64_t sample_id) const;
   /// Throws Error(kData) naming file, dataset and sample for damaged data, kStoreMismatch for an unknown sample.
   [[nodiscard]] SampleRecords read(std::uint64_t sample_id) const;
+  /// Ascending.
   [[nodiscard]] std::vector<std::uint64_t> sample_ids() const;
 
  private:

@@ -5,29 +5,11 @@
 #include <random>
 #include <set>
 
+#include "tests/loss/make_records.hpp"
 #include "tests/support/expect_error.hpp"
 
 namespace reprise {
 namespace {
-
-SampleRecords random_records(std::uint64_t seed, std::int64_t tokens, std::uint32_t vocab_size, std::size_t max_ids) {
-  std::mt19937_64 random(seed);
-  SampleRecords records;
-  records.sample_id = seed;
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    std::set<std::uint32_t> set;
-    const std::size_t size = 1 + random() % max_ids;
-    while (set.size() < size) set.insert(static_cast<std::uint32_t>(random() % vocab_size));
-    records.position.push_back(static_cast<std::uint32_t>(2 * t));
-    records.gold.push_back(*set.begin());
-    records.flags.push_back(0);
-    records.mass.push_back(0.9f);
-    records.confidence.push_back(0.5f);
-    records.ids.insert(records.ids.end(), set.begin(), set.end());
-    records.id_begin.push_back(static_cast<std::int64_t>(records.ids.size()));
-  }
-  return records;
-}
 
 struct Tile {
   std::int64_t tokens = 0;
