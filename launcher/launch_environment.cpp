@@ -22,6 +22,16 @@ int number_of(const char* name, int fallback) {
   return text == nullptr || *text == '\0' ? fallback : std::atoi(text);
 }
 
+/// Tells this host from others.
+std::uint64_t host_id() {
+  std::array<char, 256> name{};
+  ::gethostname(name.data(), name.size() - 1);
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  const std::string text = std::string(name.data()) + boot;
+  return hash_bytes(text.data(), text.size());
+}
+
 }  // namespace
 
 LaunchEnvironment detect_launch() {
@@ -73,13 +83,33 @@ int threads_of_process(const std::vector<int>& mine, const std::vector<std::vect
   return std::max(1, static_cast<int>(share + kRounding));
 }
 
-std::uint64_t host_id() {
-  std::array<char, 256> name{};
-  ::gethostname(name.data(), name.size() - 1);
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  const std::string text = std::string(name.data()) + boot;
-  return hash_bytes(text.data(), text.size());
+std::vector<RankPlace> gather_rank_places(Communicator& world) {
+  constexpr std::size_t kMaxCores = 1024, kWords = 1 + kMaxCores / 64;  // host, then one bit a core
+  std::vector<std::uint64_t> mine(kWords, 0);
+  mine[0] = host_id();
+  for (const int core : affinity_cores()) {
+    const auto index = static_cast<std::size_t>(core);
+    if (index < kMaxCores) mine[1 + index / 64] |= std::uint64_t{1} << (index % 64);
+  }
+  std::vector<std::uint64_t> all(kWords * static_cast<std::size_t>(world.size()));
+  world.all_gather<std::uint64_t>(Stream(CpuStream{}), mine, all);
+  std::vector<RankPlace> places;
+  for (std::size_t begin = 0; begin < all.size(); begin += kWords) {
+    RankPlace& place = places.emplace_back();
+    place.host = all[begin];
+    for (std::size_t core = 0; core < kMaxCores; ++core) {
+      if ((all[begin + 1 + core / 64] >> (core % 64)) & 1) place.cores.push_back(static_cast<int>(core));
+    }
+  }
+  return places;
+}
+
+int threads_of_rank(const std::vector<RankPlace>& places, std::size_t rank) {
+  std::vector<std::vector<int>> affinities;
+  for (const RankPlace& place : places) {
+    if (place.host == places[rank].host) affinities.push_back(place.cores);
+  }
+  return threads_of_process(places[rank].cores, affinities, quota_cores());
 }
 
 }  // namespace reprise

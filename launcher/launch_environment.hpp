@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "parallel/communicator.hpp"
+
 namespace reprise {
 
 /// Who started this process, read from the environment before MPI is touched.
@@ -20,12 +22,19 @@ struct LaunchEnvironment {
 /// Cores that the control group's CPU quota is worth (containers); 0 = no quota.
 [[nodiscard]] double quota_cores();
 
+/// Where a rank runs: its host and the cores that it may use.
+struct RankPlace {
+  std::uint64_t host = 0;
+  std::vector<int> cores;
+};
+/// The places of all ranks, by rank. Collective; one all-gather.
+[[nodiscard]] std::vector<RankPlace> gather_rank_places(Communicator& world);
+/// threads_of_process for one of them.
+[[nodiscard]] int threads_of_rank(const std::vector<RankPlace>& places, std::size_t rank);
+
 /// Threads that a process may use: its cores, each shared with the processes of the host that may run on it too, and
 /// its part of the quota; at least 1. `affinities`: of all processes of the host, this one's among them.
 [[nodiscard]] int threads_of_process(const std::vector<int>& mine, const std::vector<std::vector<int>>& affinities,
                                      double quota);
-
-/// Tells this host from others.
-[[nodiscard]] std::uint64_t host_id();
 
 }  // namespace reprise

@@ -73,36 +73,15 @@ void print_failure_once(const Failure& failure, int world_size) {
   print_failure(failure, world_size > 1 && failure.rank > 0);
 }
 
-/// Threads of this rank by the affinities of all ranks on its host. Collective.
-int threads_of_rank(Communicator& world) {
-  constexpr std::size_t kWords = 1 + CPU_SETSIZE / 64;  // host, then one bit a core
-  std::vector<std::uint64_t> mine(kWords, 0);
-  mine[0] = host_id();
-  const std::vector<int> cores = affinity_cores();
-  for (const int core : cores) {
-    const auto index = static_cast<std::size_t>(core);
-    if (index / 64 + 1 < kWords) mine[index / 64 + 1] |= std::uint64_t{1} << (index % 64);
-  }
-  std::vector<std::uint64_t> all(kWords * static_cast<std::size_t>(world.size()));
-  world.all_gather<std::uint64_t>(Stream(CpuStream{}), mine, all);
-  std::vector<std::vector<int>> affinities;
-  for (std::size_t begin = 0; begin < all.size(); begin += kWords) {
-    if (all[begin] != mine[0]) continue;
-    affinities.emplace_back();
-    for (std::size_t bit = 0; bit < CPU_SETSIZE; ++bit) {
-      if ((all[begin + 1 + bit / 64] >> (bit % 64)) & 1) affinities.back().push_back(static_cast<int>(bit));
-    }
-  }
-  return threads_of_process(cores, affinities, quota_cores());
-}
-
 using Body = std::function<void(Communicator& world, int threads)>;
 
 int run_with_mpi(int argc, char** argv, const RankOptions& options, const Body& body) {
   MpiEnvironment mpi(&argc, &argv);
   const auto world = mpi.world();
   try {
-    const int threads = options.threads > 0 ? options.threads : threads_of_rank(*world);
+    const int threads = options.threads > 0
+                            ? options.threads
+                            : threads_of_rank(gather_rank_places(*world), static_cast<std::size_t>(world->rank()));
     set_gemm_threads(1);  // GEMM tiles run on the rank's own threads
     body(*world, threads);
     return 0;
