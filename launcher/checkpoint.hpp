@@ -33,15 +33,16 @@ struct TrainerState {
   std::string model_fingerprint;  ///< of the model that training began from
 };
 
-/// Writes a checkpoint and then drops old ones: the `keep` newest stay, and the one of `best_step`, and always the
-/// newest that verifies. Collective over the world; every rank returns or throws alike. `owned`:
-/// Optimizer::owned_pieces(). Returns the folder.
+/// Writes a checkpoint and then drops others: this one stays, the newest before it up to `keep` in all, and the one of
+/// `best_step`. Those of later steps go: they belong to a course that the run has left. Collective over the world;
+/// every rank returns or throws alike. `owned`: Optimizer::owned_pieces(). Returns the folder.
 std::filesystem::path save_checkpoint(const ProcessGroups& groups, const std::filesystem::path& root,
                                       const TrainerState& state, const std::vector<ParameterSpec>& specs,
                                       const std::vector<OwnedPiece>& owned, std::int64_t keep);
 
 /// Fills `held` (Optimizer::held_pieces()) from a checkpoint of any tensor x data layout and ZeRO stage; each rank
-/// reads only what it holds, bit for bit. Names, shapes and frozen parameters must match. Collective (errors are
+/// reads only what it holds, bit for bit, and hashes its share of the files. Names, shapes and frozen parameters must
+/// match. Empty `exp_avg` and `exp_avg_sq` are not read (an export wants the weights alone). Collective (errors are
 /// agreed).
 [[nodiscard]] TrainerState load_checkpoint(const ProcessGroups& groups, const std::filesystem::path& folder,
                                            const std::vector<ParameterSpec>& specs,
@@ -66,7 +67,7 @@ struct FoundCheckpoint {
   std::filesystem::path folder;
   std::vector<std::string> passed_over;  ///< newer ones that do not verify, with their first problem
 };
-/// The newest checkpoint that verifies. Rank 0 looks, all learn (two broadcasts); collective.
+/// The newest checkpoint that verifies; none without one. Rank 0 looks, all learn; collective.
 [[nodiscard]] std::optional<FoundCheckpoint> find_checkpoint(Communicator& world, const std::filesystem::path& root);
 
 }  // namespace reprise

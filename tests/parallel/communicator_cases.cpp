@@ -7,8 +7,10 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <stdexcept>
 
 #include "core/error.hpp"
+#include "parallel/agree.hpp"
 #include "parallel/process_groups.hpp"
 #include "tests/support/expect_error.hpp"
 
@@ -293,6 +295,18 @@ void grid_has_tensor_fastest(Communicator& group) {
   expect_error(ErrorKind::kUsage, {"parallel.tensor = 0"}, [&] { (void)ProcessGroups::make(group, 0); });
 }
 
+void failures_are_agreed(Communicator& group) {
+  agree(group, [] {});
+  for (int first = 0; first < group.size(); ++first) {
+    expect_error(ErrorKind::kDisk, {"no space on rank " + std::to_string(first) + "."}, [&] {
+      agree(group, [&] {
+        if (group.rank() >= first) fail(ErrorKind::kDisk, "no space on rank {}.", group.rank());
+      });
+    });
+  }
+  expect_error(ErrorKind::kInternal, {"vector"}, [&] { agree(group, [] { throw std::length_error("vector"); }); });
+}
+
 void expect_count(const Communicator& group, Collective verb, std::int64_t calls, std::int64_t bytes) {
   EXPECT_EQ(group.count(verb).calls, calls) << name_of(verb);
   EXPECT_EQ(group.count(verb).bytes, bytes) << name_of(verb) << " on rank " << group.rank() << " of " << group.size();
@@ -359,6 +373,7 @@ const std::vector<CommunicatorCase>& communicator_cases() {
       {"ManySmallCallsStayInStep", many_small_calls_stay_in_step},
       {"SplitOrdersByKeyThenRank", split_orders_by_key_then_rank},
       {"GridHasTensorFastest", grid_has_tensor_fastest},
+      {"FailuresAreAgreed", failures_are_agreed},
       {"CallsAndBytesAreCounted", calls_and_bytes_are_counted},
       {"WrongSizesAreRefused", wrong_sizes_are_refused_before_anything_moves},
   };
