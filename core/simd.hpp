@@ -252,6 +252,14 @@ REPRISE_SIMD_INLINE bool all(Int mask) {
   return !any(~mask);
 }
 
+REPRISE_SIMD_INLINE Double to_double(HalfFloat x) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_cvtps_pd(0xff, x);  // the built-in conversion is taken apart into quarters
+#else
+  return __builtin_convertvector(x, Double);
+#endif
+}
+
 /// A float64 sum of float32 vectors: s.add(x) per vector, s.total() at the end.
 struct DoubleSum {
   Double low{}, high{};
@@ -259,16 +267,16 @@ struct DoubleSum {
   REPRISE_SIMD_INLINE void add(Float x) {
     HalfFloat halves[2];
     __builtin_memcpy(halves, &x, sizeof(x));
-    low += __builtin_convertvector(halves[0], Double);
-    high += __builtin_convertvector(halves[1], Double);
+    low += to_double(halves[0]);
+    high += to_double(halves[1]);
   }
   /// Adds a * b, the product in float64 (exact).
   REPRISE_SIMD_INLINE void add_product(Float a, Float b) {
     HalfFloat a_halves[2], b_halves[2];
     __builtin_memcpy(a_halves, &a, sizeof(a));
     __builtin_memcpy(b_halves, &b, sizeof(b));
-    low += __builtin_convertvector(a_halves[0], Double) * __builtin_convertvector(b_halves[0], Double);
-    high += __builtin_convertvector(a_halves[1], Double) * __builtin_convertvector(b_halves[1], Double);
+    low += to_double(a_halves[0]) * to_double(b_halves[0]);
+    high += to_double(a_halves[1]) * to_double(b_halves[1]);
   }
   REPRISE_SIMD_INLINE double total() const {
     const Double both = low + high;

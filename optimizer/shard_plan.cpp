@@ -48,7 +48,8 @@ ShardPlan make_shard_plan(const std::vector<ParameterSpec>& specs, const FlatLay
       for (const Range& part : parts) {
         const Range own = intersect(slot, part);
         if (own.size() == 0) continue;
-        if (spec.frozen || intersect(own, held).size() == 0) {
+        const bool in_shard = intersect(own, shard).size() > 0;
+        if (spec.frozen || !(in_shard || replicated)) {
           add_unswept(plan, own.begin, own.end);
           continue;
         }
@@ -59,7 +60,8 @@ ShardPlan make_shard_plan(const std::vector<ParameterSpec>& specs, const FlatLay
                                  .state = plan.state_size + own.begin - held.begin,
                                  .size = own.size(),
                                  .local = own.begin - slot.begin,
-                                 .owned = spec.counted && intersect(own, shard).size() > 0,
+                                 .in_shard = in_shard,
+                                 .owned = in_shard && spec.counted,
                                  .decay = spec.decay});
       }
     }

@@ -16,7 +16,8 @@ struct Segment {
   std::int64_t state = 0;  ///< the same element in this rank's state buffers
   std::int64_t size = 0;
   std::int64_t local = 0;  ///< the same element in the parameter's row-major block
-  bool owned = false;      ///< this rank counts it: sums, checkpoint pieces
+  bool in_shard = false;   ///< else a copy of what another data-parallel rank owns (ZeRO 0)
+  bool owned = false;      ///< in_shard and counted: enters sums and checkpoints
   bool decay = false;
 };
 

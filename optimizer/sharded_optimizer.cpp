@@ -18,8 +18,9 @@ constexpr std::size_t kDoublesPerStep = 8;
 static_assert(sizeof(GroupSums) == kDoublesPerGroup * sizeof(double));
 static_assert(sizeof(StepSums) == kDoublesPerStep * sizeof(double));
 
-// Above it a square of a coordinate could leave float32, and the second moment with it.
+// Above it a square of a coordinate of s G could leave float32, and the second moment with it.
 constexpr double kLargestScaledNorm = 1e18;
+constexpr double kLargestScale = 1e30;  // so that s itself stays in float32
 
 // `groups` and then `sums` as doubles in order, and back.
 std::vector<double> pack(const std::vector<GroupSums>& groups, const StepSums& sums) {
@@ -171,7 +172,7 @@ void ShardedOptimizer<T>::sum_bucket(const Context& context, std::size_t bucket)
     for (std::int64_t c = range.begin + begin; c < range.begin + end; ++c) {
       const Chunk& chunk = plan_.chunks[static_cast<std::size_t>(c)];
       const Segment& segment = plan_.segments[static_cast<std::size_t>(chunk.segment)];
-      if (!segment.owned) continue;
+      if (!segment.in_shard) continue;
       const auto gradient = gradient_of(segment).slice(chunk.offset, chunk.size);
       const auto exp_avg = exp_avg_.view().slice(segment.state + chunk.offset, chunk.size);
       chunk_sums_[static_cast<std::size_t>(c)] = is_moclip_ ? moclip_sums(gradient, exp_avg) : adamw_sums(gradient);
@@ -207,7 +208,12 @@ std::vector<GroupSums> ShardedOptimizer<T>::exchange_sums(const Context& context
   std::vector<GroupSums> groups(groups_.names.size());
   for (std::size_t c = 0; c < plan_.chunks.size(); ++c) {
     const Segment& segment = plan_.segments[static_cast<std::size_t>(plan_.chunks[c].segment)];
-    if (segment.owned) add(groups[static_cast<std::size_t>(segment.group)], chunk_sums_[c]);
+    GroupSums& group = groups[static_cast<std::size_t>(segment.group)];
+    if (segment.owned) {
+      add(group, chunk_sums_[c]);
+    } else if (segment.in_shard) {  // a copy that another rank counts: only its soundness matters
+      group.non_finite += chunk_sums_[c].non_finite;
+    }
   }
   const std::vector<double> mine = pack(groups, sums);
   context.groups.world->all_gather<double>(context.stream, mine, VectorView<double>(gathered_));
@@ -229,7 +235,8 @@ double ShardedOptimizer<T>::decide(const std::vector<GroupSums>& groups, StepRes
   const double scale = (options_.clip_norm > 0.0 && norm > limit ? limit / norm : 1.0) / weight;
   result.grad_norm = weight > 0.0 ? norm / weight : 0.0;
   const bool sound = weight > 0.0 && std::isfinite(weight) && std::isfinite(result.sums.weighted_loss) &&
-                     !(result.sums.error > 0.0) && non_finite == 0.0 && scale * norm <= kLargestScaledNorm;
+                     !(result.sums.error > 0.0) && non_finite == 0.0 && scale <= kLargestScale &&
+                     scale * norm <= kLargestScaledNorm;
   result.skipped = !sound;
   return sound ? scale : 0.0;
 }
@@ -239,23 +246,15 @@ std::vector<UpdateScalars> ShardedOptimizer<T>::scalars_of_groups(const std::vec
                                                                   double scale, AngleStatistics& statistics) const {
   std::vector<Turn> turns(groups.size());
   if (is_moclip_ && scale > 0.0) {
-    for (std::size_t g = 0; g < groups.size(); ++g) turns[g] = cap_.turn(groups[g]);
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      const GroupSums& sums = groups[g];
+      turns[g] = cap_.turn({scale * sums.g_dot_m, scale * scale * sums.g_dot_g, sums.m_dot_m, 0.0});
+    }
     statistics = angle_statistics(turns);
   }
-  const auto t = static_cast<double>(steps_taken_ + 1);
   std::vector<UpdateScalars> scalars;
   for (const Turn& turn : turns) {
-    scalars.push_back({.gradient = static_cast<float>(scale * turn.gradient),
-                       .momentum = static_cast<float>(scale * turn.momentum),
-                       .beta1 = static_cast<float>(options_.beta1),
-                       .beta2 = static_cast<float>(options_.beta2),
-                       .rest1 = static_cast<float>(1.0 - options_.beta1),
-                       .rest2 = static_cast<float>(1.0 - options_.beta2),
-                       .correction1 = static_cast<float>(1.0 / (1.0 - std::pow(options_.beta1, t))),
-                       .correction2 = static_cast<float>(1.0 / (1.0 - std::pow(options_.beta2, t))),
-                       .lr = static_cast<float>(lr),
-                       .decay = static_cast<float>(lr * options_.weight_decay),
-                       .eps = static_cast<float>(options_.eps)});
+    scalars.push_back(make_update_scalars(options_, steps_taken_ + 1, lr, scale * turn.gradient, turn.momentum));
   }
   return scalars;
 }

@@ -39,6 +39,24 @@ std::uint16_t* bits_of(VectorView<BFloat16> values) {
 
 }  // namespace
 
+UpdateScalars make_update_scalars(const OptimizerOptions& options, std::int64_t t, double lr, double gradient,
+                                  double momentum) {
+  const double rest1 = 1.0 - options.beta1, root2 = std::sqrt(1.0 - options.beta2);
+  const double correction1 = 1.0 / (1.0 - std::pow(options.beta1, static_cast<double>(t)));
+  const double correction2 = 1.0 / (1.0 - std::pow(options.beta2, static_cast<double>(t)));
+  return {.m_from_m = static_cast<float>(options.beta1 + rest1 * momentum),
+          .m_from_g = static_cast<float>(rest1 * gradient),
+          .root_from_m = static_cast<float>(root2 * momentum),
+          .root_from_g = static_cast<float>(root2 * gradient),
+          .beta2 = static_cast<float>(options.beta2),
+          .tan2 = static_cast<float>(correction1 * correction1 / correction2),
+          .v_correction = static_cast<float>(correction2),
+          .lr_correction = static_cast<float>(lr * correction1),
+          .eps = static_cast<float>(options.eps),
+          .lr = static_cast<float>(lr),
+          .decay = static_cast<float>(lr * options.weight_decay)};
+}
+
 GroupSums moclip_sums(VectorView<const float> gradient, VectorView<const float> exp_avg) {
   REPRISE_CHECK(gradient.size == exp_avg.size, "sums over {} and {} elements", gradient.size, exp_avg.size);
   double sums[3];

@@ -5,62 +5,82 @@ namespace reprise::REPRISE_SIMD {
 
 namespace {
 
-constexpr std::int64_t kUnroll = 4;  // vectors in flight: one float64 chain each would wait for its own additions
+constexpr int kUnroll = 4;  // sums side by side: one would wait for its own additions
 
-struct Moments {
-  Float exp_avg, exp_avg_sq;
-};
-
+// The exponent's bits alone decide, which keeps NaN and Inf.
 REPRISE_SIMD_INLINE Float without_subnormals(Float x) {
-  return abs(x) < 0x1p-126f ? zero() : x;  // a NaN passes
+#if defined(__AVX512F__)
+  return _mm512_maskz_mov_ps(_mm512_test_epi32_mask(bit_cast<__m512i>(x), _mm512_set1_epi32(0x7f800000)), x);
+#else
+  return (bit_cast<Int>(x) & 0x7f800000) != 0 ? x : zero();
+#endif
 }
 
-REPRISE_SIMD_INLINE Moments move_moments(const UpdateScalars& s, Float gradient, Float exp_avg, Float exp_avg_sq) {
-  const Float turned = fma(broadcast(s.gradient), gradient, s.momentum * exp_avg);
-  return {without_subnormals(fma(broadcast(s.beta1), exp_avg, s.rest1 * turned)),
-          without_subnormals(fma(broadcast(s.beta2), exp_avg_sq, s.rest2 * (turned * turned)))};
-}
+// Rules give what is taken off the weights, decay apart.
 
+// lr atan2(m_hat, sqrt(v_hat)) from the squares, with one division and one root: for the smaller of the two legs
+// sin^2 = min(m^2, v) / (m^2 + v) <= 1/2, and arcsin z = z + z^3 P(z^2), minimax to 1e-7.
 struct MoClipRule {
-  REPRISE_SIMD_INLINE static Float step(const UpdateScalars& s, Moments moments) {
-    return atan2(moments.exp_avg * s.correction1, sqrt(moments.exp_avg_sq * s.correction2));
+  REPRISE_SIMD_INLINE static Float step(const UpdateScalars& s, Float m, Float v) {
+    const Float across2 = m * m * s.tan2;
+    const Float along2 = max_or_second(broadcast(0x1p-126f), v);  // against 0/0; a NaN passes
+    const Float sin2 = min_or_second(across2, along2) / (across2 + along2);
+    const Float sin = sqrt(sin2);
+    Float p = broadcast(0x1.9d55eap-4f);
+    p = fma(p, sin2, broadcast(-0x1.c04accp-5f));
+    p = fma(p, sin2, broadcast(0x1.efdf32p-5f));
+    p = fma(p, sin2, broadcast(0x1.3f902ep-5f));
+    p = fma(p, sin2, broadcast(0x1.35210ap-4f));
+    p = fma(p, sin2, broadcast(0x1.554e8ep-3f));
+    const Float arc = fma(sin * sin2, p, sin);
+    const Float angle = across2 > along2 ? 0x1.921fb6p+0f - arc : arc;
+    return s.lr * bit_cast<Float>(bit_cast<UInt>(angle) | (bit_cast<UInt>(m) & 0x80000000u));
   }
 };
 
 struct AdamWRule {
-  REPRISE_SIMD_INLINE static Float step(const UpdateScalars& s, Moments moments) {
-    return moments.exp_avg * s.correction1 / (sqrt(moments.exp_avg_sq * s.correction2) + s.eps);
+  REPRISE_SIMD_INLINE static Float step(const UpdateScalars& s, Float m, Float v) {
+    return s.lr_correction * m / (sqrt(v * s.v_correction) + s.eps);
   }
 };
 
-// Rounding of lr weight_decay against 1 would swallow a small decay, so it multiplies the weight, not 1 - decay.
+/// One vector of coordinates in registers.
+struct Coordinates {
+  Float exp_avg, exp_avg_sq, weight;
+};
+
 template <class Rule>
-REPRISE_SIMD_INLINE Float move_weight(const UpdateScalars& s, Moments moments, Float weight) {
-  return weight - fma(broadcast(s.decay), weight, s.lr * Rule::step(s, moments));
+REPRISE_SIMD_INLINE Coordinates move(const UpdateScalars& s, Float gradient, Coordinates old) {
+  const Float root_change = fma(broadcast(s.root_from_g), gradient, s.root_from_m * old.exp_avg);
+  const Float m = without_subnormals(fma(broadcast(s.m_from_g), gradient, s.m_from_m * old.exp_avg));
+  const Float v = without_subnormals(fma(root_change, root_change, s.beta2 * old.exp_avg_sq));
+  // Decay multiplies the weight, because 1 - decay would round a small one away.
+  return {m, v, old.weight - fma(broadcast(s.decay), old.weight, Rule::step(s, m, v))};
 }
 
+// `s` is a copy: the compiler could not tell that the stores leave it alone.
 template <class Rule, bool kHasParameter>
-void update(const UpdateScalars& s, float* gradient, float* exp_avg, float* exp_avg_sq, float* master,
+void update(const UpdateScalars s, float* gradient, float* exp_avg, float* exp_avg_sq, float* master,
             std::uint16_t* parameter, std::int64_t size) {
   std::int64_t i = 0;
   for (; i + kWidth <= size; i += kWidth) {
-    const Moments moments = move_moments(s, load(gradient + i), load(exp_avg + i), load(exp_avg_sq + i));
-    const Float weight = move_weight<Rule>(s, moments, load(master + i));
+    const Coordinates now =
+        move<Rule>(s, load(gradient + i), {load(exp_avg + i), load(exp_avg_sq + i), load(master + i)});
     store(gradient + i, zero());
-    store(exp_avg + i, moments.exp_avg);
-    store(exp_avg_sq + i, moments.exp_avg_sq);
-    store(master + i, weight);
-    if constexpr (kHasParameter) store(parameter + i, weight);
+    store(exp_avg + i, now.exp_avg);
+    store(exp_avg_sq + i, now.exp_avg_sq);
+    store(master + i, now.weight);
+    if constexpr (kHasParameter) store(parameter + i, now.weight);
   }
   if (const std::int64_t rest = size - i; rest > 0) {
-    const Moments moments = move_moments(s, load_partial(gradient + i, rest), load_partial(exp_avg + i, rest),
-                                         load_partial(exp_avg_sq + i, rest));
-    const Float weight = move_weight<Rule>(s, moments, load_partial(master + i, rest));
+    const Coordinates now = move<Rule>(
+        s, load_partial(gradient + i, rest),
+        {load_partial(exp_avg + i, rest), load_partial(exp_avg_sq + i, rest), load_partial(master + i, rest)});
     store_partial(gradient + i, zero(), rest);
-    store_partial(exp_avg + i, moments.exp_avg, rest);
-    store_partial(exp_avg_sq + i, moments.exp_avg_sq, rest);
-    store_partial(master + i, weight, rest);
-    if constexpr (kHasParameter) store_partial(parameter + i, weight, rest);
+    store_partial(exp_avg + i, now.exp_avg, rest);
+    store_partial(exp_avg_sq + i, now.exp_avg_sq, rest);
+    store_partial(master + i, now.weight, rest);
+    if constexpr (kHasParameter) store_partial(parameter + i, now.weight, rest);
   }
 }
 
@@ -91,7 +111,7 @@ void sums_of_products(const float* gradient, const float* exp_avg, std::int64_t 
   DoubleSum gm[2], gg[2], mm[2];
   std::int64_t i = 0;
   for (; i + 2 * kWidth <= size; i += 2 * kWidth) {
-    for (std::int64_t u = 0; u < 2; ++u) {
+    for (int u = 0; u < 2; ++u) {
       const Float g = load(gradient + i + u * kWidth), m = load(exp_avg + i + u * kWidth);
       gm[u].add_product(g, m);
       gg[u].add_product(g, g);
@@ -114,7 +134,7 @@ void sum_of_squares(const float* gradient, std::int64_t size, double* sum) {
   DoubleSum gg[kUnroll];
   std::int64_t i = 0;
   for (; i + kUnroll * kWidth <= size; i += kUnroll * kWidth) {
-    for (std::int64_t u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < kUnroll; ++u) {
       const Float g = load(gradient + i + u * kWidth);
       gg[u].add_product(g, g);
     }
