@@ -4,13 +4,6 @@
 
 namespace reprise {
 
-namespace {
-
-/// A collective of this many float32 is long enough for full bandwidth and short enough to hide behind backward.
-constexpr std::int64_t kBucketElements = std::int64_t{8} << 20;
-
-}  // namespace
-
 template <class T>
 std::unique_ptr<LoadedModel<T>> load_model(Session& session, const std::filesystem::path& folder, bool values_only) {
   auto loaded = std::make_unique<LoadedModel<T>>();

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 
@@ -9,6 +10,10 @@
 #include "layers/decoder_model.hpp"
 
 namespace reprise {
+
+/// Elements of a bucket: a collective of this many float32 is long enough for full bandwidth and short enough to hide
+/// behind backward.
+inline constexpr std::int64_t kBucketElements = std::int64_t{8} << 20;
 
 /// A Hugging Face folder loaded onto the ranks of a session.
 template <class T>

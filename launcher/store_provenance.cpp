@@ -34,11 +34,8 @@ std::string label_of(const std::string& key) {
 
 }  // namespace
 
-StoreProvenance store_provenance(const RunConfig& config, Communicator* world) {
-  const std::filesystem::path cache = hash_cache_path();
+StoreProvenance store_settings(const RunConfig& config) {
   StoreProvenance provenance;
-  provenance["model"] = model_fingerprint(config.model.path, world, cache);
-  provenance["data"] = dataset_fingerprint(config.data.train, world, cache);
   provenance["tokenizer"] = tokenizer_fingerprint(config.model.path);
   provenance["template"] = template_fingerprint(config.model.path);
   provenance["vocab_size"] = std::to_string(read_decoder_config(config.model.path).vocab_size);
@@ -51,6 +48,14 @@ StoreProvenance store_provenance(const RunConfig& config, Communicator* world) {
   provenance["sequence_length"] = std::to_string(config.data.sequence_length);
   provenance["log_probs"] = config.replay.log_probs ? "true" : "false";
   provenance["dtype"] = config.model.dtype;
+  return provenance;
+}
+
+StoreProvenance store_provenance(const RunConfig& config, Communicator* world) {
+  const std::filesystem::path cache = hash_cache_path();
+  StoreProvenance provenance = store_settings(config);
+  provenance["model"] = model_fingerprint(config.model.path, world, cache);
+  provenance["data"] = dataset_fingerprint(config.data.train, world, cache);
   return provenance;
 }
 

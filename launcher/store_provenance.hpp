@@ -12,6 +12,8 @@ namespace reprise {
 /// What a store collected by this run is made from: every key of StoreProvenance.
 /// Hashes the model and the data (see cached_sha256_tree); collective over `world` where one is given.
 [[nodiscard]] StoreProvenance store_provenance(const RunConfig& config, Communicator* world = nullptr);
+/// The same without the keys that cost reading all of the model and the data ("model" and "data").
+[[nodiscard]] StoreProvenance store_settings(const RunConfig& config);
 
 /// Whether training by `expected` may use the store: equal in every key, but that a store may hold longer samples
 /// (sequence_length), log-probabilities that nobody reads, and sets that were chosen under another dtype.
