@@ -18,6 +18,7 @@ using nlohmann::json;
 
 constexpr const char* kFormat = "reprise-checkpoint";
 constexpr std::int64_t kVersion = 1;
+constexpr std::int64_t kMaxElements = std::int64_t{1} << 48;  // of a tensor; sums over pieces cannot overflow
 constexpr std::int64_t kMaxManifestBytes = std::int64_t{1} << 30;
 
 std::int64_t integer(const json& value) {
@@ -88,7 +89,7 @@ CheckpointManifest manifest_of(const json& value) {
 /// The product of two extents that a file claims; none when it cannot be a size.
 std::optional<std::int64_t> product(std::int64_t a, std::int64_t b) {
   std::int64_t result = 0;
-  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &result)) return std::nullopt;
+  if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &result) || result > kMaxElements) return std::nullopt;
   return result;
 }
 
