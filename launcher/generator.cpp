@@ -54,8 +54,8 @@ class Generation {
               length, limit);
       longest = std::max(longest, length);
     }
-    capacity_ = std::min(limit, longest + options.max_tokens);
-    cache_ = model.make_cache(static_cast<std::int64_t>(prompts.size()), capacity_);
+    const std::int64_t capacity = std::min(limit, longest + options.max_tokens);
+    cache_ = model.make_cache(static_cast<std::int64_t>(prompts.size()), capacity);
   }
 
   std::vector<std::vector<std::int32_t>> run() {
@@ -93,7 +93,8 @@ class Generation {
     if (std::find(options_.eos_ids.begin(), options_.eos_ids.end(), token) != options_.eos_ids.end()) return;
     texts_[document].push_back(token);
     const bool full = static_cast<std::int64_t>(texts_[document].size()) >= options_.max_tokens;
-    if (!full && fed_[document] < capacity_) next = {token};
+    const bool has_room = fed_[document] + 2 <= model_.config().max_position_embeddings;  // this one and another
+    if (!full && has_room) next = {token};
   }
 
   /// The next token of every row, agreed over tp.
@@ -146,7 +147,6 @@ class Generation {
   const GeneratorOptions& options_;
   std::vector<std::vector<std::int32_t>> texts_;
   std::vector<std::int64_t> fed_;  ///< tokens of each document in the cache
-  std::int64_t capacity_ = 0;
   std::unique_ptr<typename DecoderModel<T>::Cache, typename DecoderModel<T>::CacheDeleter> cache_;
 };
 

@@ -1,0 +1,159 @@
+#include "launcher/generator.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "core/gemm.hpp"
+#include "launcher/model_session.hpp"
+#include "parallel/thread_communicator.hpp"
+#include "tests/support/expect_error.hpp"
+#include "tests/support/run_fixture.hpp"
+
+namespace reprise {
+namespace {
+
+using Texts = std::vector<std::vector<std::int32_t>>;
+
+Texts generate_with(const RunFixture& fixture, int tensor, const std::vector<Prompt>& prompts,
+                    const GeneratorOptions& options) {
+  Texts texts;
+  std::mutex mutex;
+  run_ranks(tensor, [&](Communicator& world) {
+    Session session(world, tensor, false, 1);
+    const auto model = load_model<float>(session, fixture.config.model.path, true);
+    const Texts own = generate(session, *model->model, prompts, options);
+    const std::lock_guard lock(mutex);
+    if (world.rank() == 0) {
+      texts = own;
+    }
+  });
+  return texts;
+}
+
+/// The arg max of the full forward pass over everything so far, one token after the other.
+Texts generate_slowly(const RunFixture& fixture, const std::vector<Prompt>& prompts, const GeneratorOptions& options) {
+  const auto world = make_thread_communicators(1);
+  Session session(*world[0], 1, false, 1);
+  const auto loaded = load_model<float>(session, fixture.config.model.path, true);
+  const Context context = session.context();
+  Texts texts;
+  for (const Prompt& prompt : prompts) {
+    std::vector<std::int32_t> tokens = prompt.tokens, text;
+    while (static_cast<std::int64_t>(text.size()) < options.max_tokens &&
+           static_cast<std::int64_t>(tokens.size()) < fixture.model.max_position_embeddings) {
+      const Arena::Scope scope(context.arena);
+      const std::vector<std::int64_t> offsets{0, static_cast<std::int64_t>(tokens.size())};
+      DecoderModel<float>::ActivationsPtr activations;
+      const auto hidden = loaded->model->forward(context, {tokens, offsets}, Recompute::kNone, activations);
+      std::vector<float> logits(static_cast<std::size_t>(fixture.model.vocab_size));
+      gemm<float, float>(context.stream, Transpose::kNo, Transpose::kYes, 1.0f, hidden.row_range(hidden.rows - 1, 1),
+                         loaded->model->head_weight(), 0.0f, {logits.data(), 1, fixture.model.vocab_size});
+      const auto next = static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+      if (std::find(options.eos_ids.begin(), options.eos_ids.end(), next) != options.eos_ids.end()) break;
+      tokens.push_back(next);
+      text.push_back(next);
+    }
+    texts.push_back(text);
+  }
+  return texts;
+}
+
+std::vector<Prompt> some_prompts() {
+  return {{10, {5, 9, 30}}, {11, {7}}, {12, {40, 41, 42, 43, 44, 45, 46}}, {13, {90, 2, 8}}};
+}
+
+TEST(Generator, GreedyIsTheArgMaxOfTheFullForwardPassForEverySharding) {
+  const RunFixture fixture;
+  GeneratorOptions options;
+  options.max_tokens = 12;
+  const Texts expected = generate_slowly(fixture, some_prompts(), options);
+  // An end token that some of them come to: those drop out, the others go on.
+  options.eos_ids = {expected[0][5]};
+  const Texts ended = generate_slowly(fixture, some_prompts(), options);
+  ASSERT_LE(ended[0].size(), 5u);
+  for (const int tensor : {1, 2, 4})
+    EXPECT_EQ(generate_with(fixture, tensor, some_prompts(), options), ended) << tensor;
+}
+
+TEST(Generator, StopsAtTheModelsLastPosition) {
+  RunFixture fixture;
+  fixture.model.max_position_embeddings = 8;
+  make_model_folder(fixture.folder / "model", fixture.model);
+  GeneratorOptions options;
+  options.max_tokens = 100;
+  const Texts texts = generate_with(fixture, 1, some_prompts(), options);
+  EXPECT_EQ(texts, generate_slowly(fixture, some_prompts(), options));
+  EXPECT_EQ(texts[2].size(), 1u);
+  EXPECT_EQ(texts[1].size(), 7u);
+
+  expect_error(ErrorKind::kData, {"prompt 20", "8 tokens"}, [&] {
+    (void)generate_with(fixture, 1, {{20, {1, 2, 3, 4, 5, 6, 7, 8}}}, options);
+  });
+  expect_error(ErrorKind::kData, {"prompt 21", "0 tokens"}, [&] {
+    (void)generate_with(fixture, 1, {{21, {}}}, options);
+  });
+}
+
+TEST(Generator, SamplingDependsOnSeedAndPromptAloneNotOnBatchOrRanks) {
+  const RunFixture fixture;
+  GeneratorOptions options;
+  options.max_tokens = 10;
+  options.temperature = 1.0;
+  const Texts together = generate_with(fixture, 1, some_prompts(), options);
+  EXPECT_EQ(generate_with(fixture, 2, some_prompts(), options), together);
+  EXPECT_EQ(generate_with(fixture, 1, {some_prompts()[2]}, options)[0], together[2]);
+  options.seed = 2;
+  EXPECT_NE(generate_with(fixture, 1, some_prompts(), options), together);
+}
+
+TEST(Generator, SamplesFollowTheSoftmaxAtTheTemperature) {
+  RunFixture fixture;
+  fixture.model.vocab_size = 4;  // small, so that frequencies are known well
+  make_model_folder(fixture.folder / "model", fixture.model, {.seed = 3});
+  constexpr std::int64_t kDraws = 4000;
+  std::vector<Prompt> prompts;
+  for (std::uint64_t i = 0; i < kDraws; ++i) prompts.push_back({i, {1, 3}});
+  GeneratorOptions options;
+  options.max_tokens = 1;
+  options.temperature = 0.5;
+
+  const auto world = make_thread_communicators(1);
+  Session session(*world[0], 1, false, 1);
+  const auto loaded = load_model<float>(session, fixture.config.model.path, true);
+  // The head is scaled so that the probabilities differ clearly.
+  for (float& value : loaded->parameters.value(loaded->parameters.find("lm_head.weight")).flat()) value *= 3.0f;
+  const Context context = session.context();
+  const std::vector<std::int32_t> tokens{1, 3};
+  const std::vector<std::int64_t> offsets{0, 2};
+  DecoderModel<float>::ActivationsPtr activations;
+  const auto hidden = loaded->model->forward(context, {tokens, offsets}, Recompute::kNone, activations);
+  std::vector<float> logits(4);
+  gemm<float, float>(context.stream, Transpose::kNo, Transpose::kYes, 1.0f, hidden.row_range(1, 1),
+                     loaded->model->head_weight(), 0.0f, {logits.data(), 1, 4});
+  double sum = 0.0;
+  for (const float logit : logits) sum += std::exp(logit / options.temperature);
+
+  std::vector<double> counts(4, 0.0);
+  for (const auto& text : generate(session, *loaded->model, prompts, options))
+    counts[static_cast<std::size_t>(text[0])] += 1.0;
+  for (std::size_t v = 0; v < 4; ++v) {
+    const double probability = std::exp(logits[v] / options.temperature) / sum;
+    const double deviation = std::sqrt(probability * (1.0 - probability) / kDraws);
+    EXPECT_NEAR(counts[v] / kDraws, probability, 4.0 * deviation) << v;
+  }
+}
+
+TEST(Generator, LogitsThatAreNotFiniteEndTheGeneration) {
+  const RunFixture fixture;
+  const auto world = make_thread_communicators(1);
+  Session session(*world[0], 1, false, 1);
+  const auto loaded = load_model<float>(session, fixture.config.model.path, true);
+  loaded->parameters.value(loaded->parameters.find("lm_head.weight"))(17, 0) = std::numeric_limits<float>::quiet_NaN();
+  expect_error(ErrorKind::kNonFinite, {"prompt 10", "not finite"},
+               [&] { (void)generate(session, *loaded->model, some_prompts(), {}); });
+}
+
+}  // namespace
+}  // namespace reprise
