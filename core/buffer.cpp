@@ -15,13 +15,13 @@ namespace {
 constexpr std::int64_t kAlignment = 64;
 constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
 #if defined(__SANITIZE_ADDRESS__)
-constexpr bool kUseHeapOnly = true;  // so that the sanitizer sees every overrun
+constexpr std::int64_t kSmallestMapping = std::int64_t{1} << 30;  // the sanitizer sees overruns on the heap only
 #else
-constexpr bool kUseHeapOnly = false;
+constexpr std::int64_t kSmallestMapping = kHugePage;
 #endif
 
 bool is_mapped(std::int64_t bytes) {
-  return !kUseHeapOnly && bytes >= kHugePage;
+  return bytes >= kSmallestMapping;
 }
 
 std::int64_t page_size() {

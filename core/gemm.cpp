@@ -70,8 +70,23 @@ Block<T> block_at(MatrixView<T> x, Transpose transpose, std::int64_t row, std::i
   return {transpose == Transpose::kYes ? &x(col, row) : &x(row, col), x.cols};
 }
 
-void sgemm(Transpose transpose_a, Transpose transpose_b, const Shape& shape, float alpha, Block<const float> a,
-           Block<const float> b, float beta, Block<float> c) {
+/// One row times a matrix, [1, K] [K, N]: a general product would first copy the matrix into its own order.
+void multiply_row(Transpose transpose_a, Transpose transpose_b, const Shape& shape, float alpha, Block<const float> a,
+                  Block<const float> b, float beta, Block<float> c) {
+  const bool is_transposed = transpose_b == Transpose::kYes;  // b is stored [N, K]: c = b a, else c = b^T a
+  if (beta == 0.0f) std::fill_n(c.data, shape.n, 0.0f);       // not every BLAS lets 0 erase a NaN
+  cblas_sgemv(CblasRowMajor, is_transposed ? CblasNoTrans : CblasTrans,
+              static_cast<blasint>(is_transposed ? shape.n : shape.k),
+              static_cast<blasint>(is_transposed ? shape.k : shape.n), alpha, b.data, static_cast<blasint>(b.stride),
+              a.data, static_cast<blasint>(transpose_a == Transpose::kYes ? a.stride : 1), beta, c.data, 1);
+}
+
+void multiply(Transpose transpose_a, Transpose transpose_b, const Shape& shape, float alpha, Block<const float> a,
+              Block<const float> b, float beta, Block<float> c) {
+  if (shape.m == 1) {
+    multiply_row(transpose_a, transpose_b, shape, alpha, a, b, beta, c);
+    return;
+  }
   const auto flag = [](Transpose transpose) { return transpose == Transpose::kYes ? CblasTrans : CblasNoTrans; };
   cblas_sgemm(CblasRowMajor, flag(transpose_a), flag(transpose_b), static_cast<blasint>(shape.m),
               static_cast<blasint>(shape.n), static_cast<blasint>(shape.k), alpha, a.data,
@@ -109,8 +124,8 @@ Block<const float> widen(MatrixView<const BFloat16> x, Transpose transpose, std:
 
 void multiply_tile(const Tile& tile, std::int64_t depth, Transpose transpose_a, Transpose transpose_b, float alpha,
                    MatrixView<const float> a, MatrixView<const float> b, float beta, MatrixView<float> c) {
-  sgemm(transpose_a, transpose_b, {tile.rows, tile.cols, depth}, alpha, block_at(a, transpose_a, tile.row, 0),
-        block_at(b, transpose_b, 0, tile.col), beta, block_at(c, Transpose::kNo, tile.row, tile.col));
+  multiply(transpose_a, transpose_b, {tile.rows, tile.cols, depth}, alpha, block_at(a, transpose_a, tile.row, 0),
+           block_at(b, transpose_b, 0, tile.col), beta, block_at(c, Transpose::kNo, tile.row, tile.col));
 }
 
 template <class Out>
@@ -127,9 +142,9 @@ void multiply_tile(const Tile& tile, std::int64_t depth, Transpose transpose_a, 
   }
   for (std::int64_t k = 0; k < depth; k += kWidenedExtent) {
     const std::int64_t size = std::min(kWidenedExtent, depth - k);
-    sgemm(transpose_a, transpose_b, {tile.rows, tile.cols, size}, alpha,
-          widen(a, transpose_a, tile.row, tile.rows, k, size, scratch.a),
-          widen(b, transpose_b, k, size, tile.col, tile.cols, scratch.b), k == 0 ? beta : 1.0f, sums);
+    multiply(transpose_a, transpose_b, {tile.rows, tile.cols, size}, alpha,
+             widen(a, transpose_a, tile.row, tile.rows, k, size, scratch.a),
+             widen(b, transpose_b, k, size, tile.col, tile.cols, scratch.b), k == 0 ? beta : 1.0f, sums);
   }
   if constexpr (!std::is_same_v<Out, float>) {
     cast_block(Block<const float>{sums.data, sums.stride}, tile.rows, tile.cols, target);

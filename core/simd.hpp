@@ -33,7 +33,7 @@ typedef double Double __attribute__((vector_size(4 * REPRISE_SIMD_WIDTH)));     
 // ---- making and moving ---------------------------------------------------------------------------------------------
 
 REPRISE_SIMD_INLINE Float broadcast(float value) {
-  return Float{} + value;
+  return value - Float{};  // not +: that would turn -0 into 0, so the compiler would have to add
 }
 REPRISE_SIMD_INLINE Int broadcast(std::int32_t value) {
   return Int{} + value;

@@ -107,6 +107,7 @@ TYPED_TEST(GemmTest, BlocksMeetWithoutAGap) {
   using Out = typename TypeParam::second_type;
   for (const Transpose ta : {Transpose::kNo, Transpose::kYes}) {
     for (const Transpose tb : {Transpose::kNo, Transpose::kYes}) {
+      check<In, Out>({1, 1030, 530, ta, tb, 0.5f, 0.0f});
       check<In, Out>({3, 1030, 5, ta, tb, 1.0f, 1.0f});
       check<In, Out>({1030, 3, 5, ta, tb, 1.0f, 0.0f});
       check<In, Out>({3, 5, 1030, ta, tb, 1.0f, 0.5f});
