@@ -317,7 +317,7 @@ REPRISE_SIMD_INLINE Float log(Float x) {
   const Int subnormal = x < 0x1p-126f;
   const Float scaled = subnormal ? x * 0x1p23f : x;
   // x = 2^e m with m in [sqrt(1/2), sqrt(2))
-  const Int shifted = bit_cast<Int>(scaled) - 0x3f3504f3;
+  const Int shifted = bit_cast<Int>(bit_cast<UInt>(scaled) - 0x3f3504f3u);
   const Int exponent = (shifted >> 23) - (subnormal & 23);
   const Float f = bit_cast<Float>((shifted & 0x007fffff) + 0x3f3504f3) - 1.0f;
   Float p = broadcast(0x1.146316p-4f);
