@@ -253,6 +253,8 @@ DecoderConfig parse_decoder_config(std::string_view text, const std::string& wha
 
 DecoderConfig read_decoder_config(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "config.json";
+  require(std::filesystem::exists(path), ErrorKind::kUsage,
+          "{}: there is no such file; name a Hugging Face model folder (model.path, --model)", path.string());
   return parse_decoder_config(read_text_file(path, ErrorKind::kUsage), path.string());
 }
 

@@ -31,6 +31,30 @@ Every command has its own help: reprise train --help. Exit codes: 0 done, 2 run 
 or model folder, 3 data, 4 store of something else, 5 checkpoint, 6 not finite,
 7 communication, 8 disk, 75 stopped with a checkpoint (run the same command again).)";
 
+// Checks without words of their own in the help.
+CLI::Validator in_range(std::int64_t low, std::int64_t high) {
+  return CLI::Range(low, high).description("");
+}
+CLI::Validator one_of(const std::vector<std::string>& names) {
+  return CLI::IsMember(names).description("");
+}
+
+class HelpFormatter : public CLI::Formatter {
+ public:
+  std::string make_usage(const CLI::App* app, std::string name) const override {
+    return "\n" + CLI::Formatter::make_usage(app, std::move(name));
+  }
+};
+
+/// At most one blank line between two others.
+std::string without_gaps(const std::string& text) {
+  std::string result;
+  for (const char c : text) {
+    if (c != '\n' || !result.ends_with("\n\n")) result += c;
+  }
+  return result.ends_with('\n') ? result : result + '\n';
+}
+
 /// How many ranks and threads a command has; the same flags everywhere.
 struct RankFlags {
   int ranks = 1;
@@ -38,11 +62,11 @@ struct RankFlags {
 
   void add_to(CLI::App& command) {
     command.add_option("--ranks", ranks, "Ranks as threads of this process, instead of mpirun")
-        ->check(CLI::Range(1, 1024))
+        ->check(in_range(1, 1024))
         ->type_name("N")
         ->group("Ranks");
     command.add_option("--threads", threads, "CPU threads of a rank (default: its share of the cores)")
-        ->check(CLI::Range(1, 4096))
+        ->check(in_range(1, 4096))
         ->type_name("N")
         ->group("Ranks");
   }
@@ -61,7 +85,7 @@ struct RunFileFlags {
   void add_to(CLI::App& command) {
     command.add_option("RUN.toml", file, "Run file (`reprise init` writes one)")->required()->type_name("");
     command.add_option("KEY=VALUE", overrides, "Keys of the run file to override, e.g. optimizer.lr=2e-5")
-        ->type_name("...");
+        ->type_name("");
   }
   [[nodiscard]] RunConfig read() const { return read_run_config(file, overrides); }
 };
@@ -74,6 +98,7 @@ class CommandLine {
     app_.set_version_flag("--version", std::string("reprise ") + REPRISE_VERSION, "Print the version");
     app_.set_help_flag("-h,--help", "Print this help");
     app_.require_subcommand(1);
+    app_.formatter(std::make_shared<HelpFormatter>());
     app_.get_formatter()->column_width(22);
     app_.get_formatter()->label("OPTIONS", "options");
     app_.get_formatter()->label("SUBCOMMAND", "COMMAND");
@@ -95,8 +120,16 @@ class CommandLine {
       check_command_name();
       app_.parse(argc_, argv_);
     } catch (const CLI::ParseError& error) {
-      if (error.get_exit_code() == 0) return speaks ? app_.exit(error) : 0;  // --help, --version
-      const std::string command = app_.get_subcommands().empty() ? "" : app_.get_subcommands()[0]->get_name() + " ";
+      if (error.get_exit_code() == 0) {  // --help, --version
+        const bool version = error.get_name() == "CallForVersion";
+        if (speaks) fmt::print("{}", without_gaps(version ? error.what() : app_.help()));
+        return 0;
+      }
+      std::string command;
+      for (CLI::App* app = &app_; !app->get_subcommands().empty();) {
+        app = app->get_subcommands()[0];
+        command += app->get_name() + " ";
+      }
       fail(ErrorKind::kUsage, "{}\nsee: reprise {}--help", error.what(), command);
     }
     return action_();
@@ -157,7 +190,7 @@ class CommandLine {
                               "Example: reprise init run.toml model.path=models/Llama-3.1-8B data.train=data/domain");
     init_.file = "run.toml";
     added.add_option("RUN.toml", init_.file, "File to be written")->capture_default_str()->type_name("");
-    added.add_option("KEY=VALUE", init_.overrides, "Values to write instead of the defaults")->type_name("...");
+    added.add_option("KEY=VALUE", init_.overrides, "Values to write instead of the defaults")->type_name("");
     set_single(added, [this] {
       init_command(init_.file, init_.overrides);
       return 0;
@@ -170,7 +203,7 @@ class CommandLine {
                               "parallel.tensor=8");
     check_.add_to(added);
     added.add_option("--world", world_size_, "Ranks of the run to plan for (default: parallel.tensor)")
-        ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
+        ->check(in_range(1, 1 << 20))
         ->type_name("N");
     added.add_flag("--json", json_, "Print JSON");
     set_single(added, [this] {
@@ -204,7 +237,7 @@ class CommandLine {
     train_.add_to(added);
     added.add_flag("--fresh", fresh_, "Remove metrics and checkpoints of the run folder and start over");
     added.add_option("--stop-after", stop_after_, "Write a checkpoint and exit 75 after this many steps")
-        ->check(CLI::PositiveNumber)
+        ->check(CLI::PositiveNumber.description(""))
         ->type_name("STEPS");
     ranks_.add_to(added);
     added.callback([this] {
@@ -222,10 +255,10 @@ class CommandLine {
     add_model_options(added, eval_.model, eval_.dtype);
     added.add_option("--data", eval_.data, "Prefix of .bin .idx (.mask.bin)")->required()->type_name("PREFIX");
     added.add_option("--sequence-length", eval_.sequence_length, "Longer samples are cut (default: the model's limit)")
-        ->check(CLI::PositiveNumber)
+        ->check(CLI::PositiveNumber.description(""))
         ->type_name("N");
     added.add_option("--micro-batch", eval_.micro_batch, "Samples at a time")
-        ->check(CLI::PositiveNumber)
+        ->check(CLI::PositiveNumber.description(""))
         ->capture_default_str()
         ->type_name("N");
     added.add_option("--per-token", eval_.per_token, "Write the log-probability of every target token, in data order")
@@ -249,19 +282,19 @@ class CommandLine {
         ->excludes(data)
         ->type_name("IDS");
     added.add_option("--max-tokens", generate_.max_tokens, "New tokens a prompt at most")
-        ->check(CLI::PositiveNumber)
+        ->check(CLI::PositiveNumber.description(""))
         ->capture_default_str()
         ->type_name("N");
     added.add_option("--batch", generate_.batch, "Prompts at a time")
-        ->check(CLI::PositiveNumber)
+        ->check(CLI::PositiveNumber.description(""))
         ->capture_default_str()
         ->type_name("N");
     added.add_option("--temperature", generate_.temperature, "0 takes the most probable token")
-        ->check(CLI::NonNegativeNumber)
+        ->check(CLI::NonNegativeNumber.description(""))
         ->capture_default_str()
         ->type_name("T");
     added.add_option("--seed", generate_.seed, "Of the draws at a temperature above 0")
-        ->check(CLI::NonNegativeNumber)
+        ->check(CLI::NonNegativeNumber.description(""))
         ->capture_default_str()
         ->type_name("N");
     added.add_option("--out", generate_.output, "JSONL file (default: standard output)")->type_name("FILE");
@@ -279,12 +312,12 @@ class CommandLine {
     added.add_option("--run", export_.run, "Run folder")->required()->type_name("FOLDER");
     added.add_option("--out", export_.output, "Folder to be made")->required()->type_name("FOLDER");
     added.add_option("--dtype", export_.dtype, "Of the tensors")
-        ->check(CLI::IsMember({"float32", "bfloat16", "float16"}))
+        ->check(one_of({"float32", "bfloat16", "float16"}))
         ->capture_default_str()
         ->type_name("DTYPE");
     auto* step =
         added.add_option("--step", export_.step, "Checkpoint of this step (default: the newest that verifies)");
-    step->check(CLI::NonNegativeNumber)->type_name("N");
+    step->check(CLI::NonNegativeNumber.description(""))->type_name("N");
     added.add_flag("--best", export_.best, "The checkpoint with the lowest evaluation loss")->excludes(step);
     add_grid(added);
     added.callback(
@@ -306,7 +339,7 @@ class CommandLine {
     add_path(show, "STORE", "Store folder");
     show.add_option("SAMPLE", sample_, "Sample id: the document's index in the data")->required()->type_name("");
     show.add_option("--limit", limit_, "Records to print at most")
-        ->check(CLI::PositiveNumber)
+        ->check(CLI::PositiveNumber.description(""))
         ->capture_default_str()
         ->type_name("N");
     set_single(show, [this] { return store_show_command(path_, sample_, limit_), 0; });
@@ -331,14 +364,14 @@ class CommandLine {
   static void add_model_options(CLI::App& command, std::filesystem::path& model, std::string& dtype) {
     command.add_option("--model", model, "Hugging Face folder")->required()->type_name("FOLDER");
     command.add_option("--dtype", dtype, "Storage while computing")
-        ->check(CLI::IsMember({"float32", "bfloat16"}))
+        ->check(one_of({"float32", "bfloat16"}))
         ->capture_default_str()
         ->type_name("DTYPE");
   }
   /// Ranks of commands without a run file.
   void add_grid(CLI::App& command) {
     command.add_option("--tensor", tensor_, "Ranks that share one copy of the model")
-        ->check(CLI::Range(std::int64_t{1}, std::int64_t{65536}))
+        ->check(in_range(1, 1 << 16))
         ->capture_default_str()
         ->type_name("N")
         ->group("Ranks");

@@ -284,6 +284,8 @@ RunConfig parse_run_config(std::string_view text, const std::string& name, const
 
 RunConfig read_run_config(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
   constexpr std::int64_t kMaxBytes = std::int64_t{1} << 20;
+  require(std::filesystem::exists(path), ErrorKind::kUsage,
+          "{}: there is no such run file; `reprise init {}` writes one", path.string(), path.string());
   return parse_run_config(read_text_file(path, ErrorKind::kUsage, kMaxBytes), path.string(), overrides);
 }
 
