@@ -2,43 +2,24 @@
 
 #include <gtest/gtest.h>
 
-#include "tests/optimizer/training_run.hpp"
+#include "parallel/thread_communicator.hpp"
+#include "tests/optimizer/optimizer_cases.hpp"
 
 namespace reprise {
 
 namespace {
 
-TEST(Optimizer, OneRankFollowsTheOracleInEveryMode) {
-  for (const OptimizerOptions& options : option_cases()) {
-    const RunSettings settings{.options = options};
-    expect_close_to_reference(run_training_on_threads<float>(1, settings), run_reference(settings), name_of(options));
-  }
+class OptimizerTest : public testing::TestWithParam<std::tuple<OptimizerCase, int>> {};
+
+TEST_P(OptimizerTest, HoldsOnEveryGrid) {
+  const auto& [test, ranks] = GetParam();
+  run_ranks(ranks, [&](Communicator& world) { run_on_every_grid(test, world); });
 }
 
-struct Layout {
-  int tensor, data;
-};
-
-class LayoutTest : public testing::TestWithParam<Layout> {};
-
-TEST_P(LayoutTest, ShardingAndStageChangeNothingButRounding) {
-  const auto [tensor, data] = GetParam();
-  for (const OptimizerOptions& base : option_cases()) {
-    RunSettings settings{.options = base, .tensor_size = tensor, .micro_batches = 2};
-    const ReferenceRun reference = run_reference(settings);
-    for (const int stage : {0, 1, 2}) {
-      settings.options.zero_stage = stage;
-      expect_close_to_reference(run_training_on_threads<float>(tensor * data, settings), reference,
-                                name_of(settings.options));
-    }
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(TensorByData, LayoutTest,
-                         testing::Values(Layout{1, 1}, Layout{2, 1}, Layout{1, 2}, Layout{2, 2}, Layout{1, 3},
-                                         Layout{4, 2}),
+INSTANTIATE_TEST_SUITE_P(Threads, OptimizerTest,
+                         testing::Combine(testing::ValuesIn(optimizer_cases()), testing::Values(1, 2, 3, 4, 8)),
                          [](const auto& test) {
-                           return std::to_string(test.param.tensor) + "x" + std::to_string(test.param.data);
+                           return std::get<0>(test.param).name + "Ranks" + std::to_string(std::get<1>(test.param));
                          });
 
 }  // namespace

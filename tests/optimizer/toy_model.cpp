@@ -11,6 +11,8 @@ namespace {
 
 using Split = ToyTensor::Split;
 
+constexpr int kHeads = 2;
+
 struct Copies {
   int number = 1;  ///< of this rank's copy of a block
   int count = 1;
@@ -23,9 +25,8 @@ Copies copies_of(const ToyTensor& tensor, int tp_size, int tp_rank) {
     case Split::kCopies:
     case Split::kPartialCopies: return {tp_rank, tp_size};
     case Split::kPairsOfHeads: {
-      const int heads = 2;
-      if (tp_size <= heads) return {0, 1};
-      return {tp_rank % (tp_size / heads), tp_size / heads};
+      const int sharing = tp_size % kHeads == 0 ? tp_size / kHeads : 1;  // ranks to a head
+      return {tp_rank % sharing, sharing};
     }
   }
   return {};
@@ -65,7 +66,10 @@ std::vector<ParameterSpec> toy_specs(int tp_size, int tp_rank) {
     Range rows{0, tensor.rows}, cols{0, tensor.cols};
     if (tensor.split == Split::kRows) rows = part_of(tensor.rows, tp_size, tp_rank);
     if (tensor.split == Split::kColumns) cols = part_of(tensor.cols, tp_size, tp_rank);
-    if (tensor.split == Split::kPairsOfHeads && tp_size > 1) rows = part_of(tensor.rows, 2, tp_rank * 2 / tp_size);
+    if (tensor.split == Split::kPairsOfHeads) {
+      const bool shared = tp_size % kHeads == 0;
+      rows = shared ? part_of(tensor.rows, kHeads, tp_rank * kHeads / tp_size) : part_of(tensor.rows, tp_size, tp_rank);
+    }
     spec.row_begin = rows.begin;
     spec.row_end = rows.end;
     spec.col_begin = cols.begin;
@@ -86,19 +90,51 @@ float toy_weight(std::size_t tensor, std::int64_t element) {
   return static_cast<float>(random_normal(1, tensor, static_cast<std::uint64_t>(element)));
 }
 
+namespace {
+
+constexpr int kSteps = 8;
+
 // A common direction whose sign turns now and then, and noise: angles between gradient and momentum from sharp to
 // obtuse, as training has them. One coordinate in seven stays untouched, like a row of the head.
-float toy_gradient(std::size_t tensor, std::int64_t element, int step, int part, bool exact) {
+float draw_gradient(std::size_t tensor, std::int64_t element, int step, int part, bool exact) {
   if (element % 7 == 3) return 0.0f;
   const auto e = static_cast<std::uint64_t>(element);
-  if (exact)
-    return static_cast<float>(random_bits(2, tensor * 1000 + e, static_cast<std::uint64_t>(step * kParts + part)) %
-                              17) -
-           8.0f;
+  const auto moment = static_cast<std::uint64_t>(step * kParts + part);
+  if (exact) return static_cast<float>(random_bits(2, tensor * 1000 + e, moment) % 17) - 8.0f;
   static constexpr double kSigns[] = {1.0, 0.9, -0.4, 0.1, -1.0, 0.6, 1.0};
   const double common = kSigns[(static_cast<std::size_t>(step) + tensor) % 7] * random_normal(3, tensor, e);
-  const double noise = random_normal(4, tensor * 1000 + e, static_cast<std::uint64_t>(step * kParts + part));
-  return static_cast<float>(common + noise);
+  return static_cast<float>(common + random_normal(4, tensor * 1000 + e, moment));
+}
+
+/// All gradients, drawn once: [exact][tensor][element][step][part].
+class GradientTable {
+ public:
+  GradientTable() {
+    for (const bool exact : {false, true}) {
+      for (std::size_t t = 0; t < toy_tensors().size(); ++t) {
+        auto& values = values_[exact ? 1 : 0].emplace_back();
+        for (std::int64_t e = 0; e < toy_tensors()[t].size(); ++e) {
+          for (int step = 0; step < kSteps; ++step) {
+            for (int part = 0; part < kParts; ++part) values.push_back(draw_gradient(t, e, step, part, exact));
+          }
+        }
+      }
+    }
+  }
+  [[nodiscard]] float at(std::size_t tensor, std::int64_t element, int step, int part, bool exact) const {
+    const auto place = (element * kSteps + step % kSteps) * kParts + part;
+    return values_[exact ? 1 : 0][tensor][static_cast<std::size_t>(place)];
+  }
+
+ private:
+  std::vector<std::vector<float>> values_[2];
+};
+
+}  // namespace
+
+float toy_gradient(std::size_t tensor, std::int64_t element, int step, int part, bool exact) {
+  static const GradientTable table;
+  return table.at(tensor, element, step, part, exact);
 }
 
 template <class T>

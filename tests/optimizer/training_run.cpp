@@ -16,15 +16,6 @@ namespace {
 
 constexpr double kLossOfPart = 3.0;
 
-StepSums sums_of_parts(const ProcessGroups& groups, int parts) {
-  StepSums sums;
-  if (groups.tp_rank() != 0) return sums;
-  sums.weight = kPartWeight * parts;
-  sums.weighted_loss = kLossOfPart * parts;
-  sums.tokens = 10.0 * parts;
-  return sums;
-}
-
 // Elements of the parameters here whose bits are not those of the owner's master weight, over all ranks.
 template <class T>
 std::int64_t count_wrong_values(const Context& context, ParameterSet<T>& parameters, const WholeState& state) {
@@ -49,17 +40,61 @@ void sum_over_world(const Context& context, std::vector<std::vector<double>>& te
 }  // namespace
 
 template <class T>
-WholeState gather_state(const Context& context, Optimizer<T>& optimizer, ParameterSet<T>& parameters) {
+ToyTrainer<T>::ToyTrainer(Communicator& world, const RunSettings& settings)
+    : settings_(settings),
+      groups_(ProcessGroups::make(world, settings.tensor_size)),
+      pool_(settings.threads),
+      stream_(CpuStream{&pool_}),
+      arena_(stream_),
+      context_{stream_, groups_, arena_} {
+  for (const ParameterSpec& spec : toy_specs(groups_.tp_size(), groups_.tp_rank())) parameters_.add(spec);
+  parameters_.allocate(stream_, settings.bucket_elements, groups_.dp_size());
+  set_toy_weights(parameters_);
+  optimizer_ = make_optimizer(context_, settings.options, parameters_);
+}
+
+template <class T>
+void ToyTrainer<T>::add_gradients(int step) {
+  const Range mine = even_shard(kParts, groups_.dp_size(), groups_.dp_rank());
+  for (int micro = 0; micro < settings_.micro_batches; ++micro) {
+    const Range parts = even_shard(mine.size(), settings_.micro_batches, micro);
+    add_toy_gradients(parameters_, groups_, step, static_cast<int>(mine.begin + parts.begin),
+                      static_cast<int>(mine.begin + parts.end), settings_.exact);
+    optimizer_->reduce_gradients(context_, micro + 1 == settings_.micro_batches);
+  }
+}
+
+template <class T>
+StepSums ToyTrainer<T>::sums() const {
+  StepSums sums;
+  if (groups_.tp_rank() != 0) return sums;
+  const auto parts = static_cast<double>(even_shard(kParts, groups_.dp_size(), groups_.dp_rank()).size());
+  sums.weight = kPartWeight * parts;
+  sums.weighted_loss = kLossOfPart * parts;
+  sums.tokens = 10.0 * parts;
+  return sums;
+}
+
+template <class T>
+StepResult ToyTrainer<T>::run_step(int step) {
+  add_gradients(step);
+  const StepResult result = optimizer_->step(context_, kRunRate, sums());
+  for (const float g : parameters_.gradients()) EXPECT_EQ(g, 0.0f) << "gradients are zero after a step";
+  return result;
+}
+
+template <class T>
+WholeState ToyTrainer<T>::gather() {
   WholeState state;
   for (const ToyTensor& tensor : toy_tensors()) {
     const std::vector<double> zeros(static_cast<std::size_t>(tensor.size()), 0.0);
     for (auto* whole : {&state.weight, &state.exp_avg, &state.exp_avg_sq, &state.coverage}) whole->push_back(zeros);
   }
-  for (const OwnedPiece& piece : optimizer.owned_pieces()) {
+  for (const OwnedPiece& piece : optimizer_->owned_pieces()) {
     const auto p = static_cast<std::size_t>(piece.parameter);
     for (std::int64_t i = 0; i < piece.local.size(); ++i) {
       const auto element =
-          static_cast<std::size_t>(global_element(parameters.spec(piece.parameter), piece.local.begin + i));
+          static_cast<std::size_t>(global_element(parameters_.spec(piece.parameter), piece.local.begin + i));
       state.weight[p][element] += static_cast<double>(piece.master[i]);
       state.exp_avg[p][element] += static_cast<double>(piece.exp_avg[i]);
       state.exp_avg_sq[p][element] += static_cast<double>(piece.exp_avg_sq[i]);
@@ -67,38 +102,19 @@ WholeState gather_state(const Context& context, Optimizer<T>& optimizer, Paramet
     }
   }
   for (auto* whole : {&state.weight, &state.exp_avg, &state.exp_avg_sq, &state.coverage}) {
-    sum_over_world(context, *whole);
+    sum_over_world(context_, *whole);
   }
-  state.wrong_values = count_wrong_values(context, parameters, state);
+  state.wrong_values = count_wrong_values(context_, parameters_, state);
   return state;
 }
 
 template <class T>
 WholeState run_training(Communicator& world, const RunSettings& settings) {
-  const ProcessGroups groups = ProcessGroups::make(world, settings.tensor_size);
-  ThreadPool pool(settings.threads);
-  const Stream stream{CpuStream{&pool}};
-  Arena arena(stream);
-  const Context context{stream, groups, arena};
-  ParameterSet<T> parameters;
-  for (const ParameterSpec& spec : toy_specs(groups.tp_size(), groups.tp_rank())) parameters.add(spec);
-  parameters.allocate(stream, settings.bucket_elements, groups.dp_size());
-  set_toy_weights(parameters);
-  const auto optimizer = make_optimizer(context, settings.options, parameters);
-
+  ToyTrainer<T> trainer(world, settings);
   std::vector<StepResult> results;
-  const int parts_here = kParts / groups.dp_size(), parts_at_once = parts_here / settings.micro_batches;
-  for (int step = 0; step < settings.steps; ++step) {
-    for (int micro = 0; micro < settings.micro_batches; ++micro) {
-      const int first = groups.dp_rank() * parts_here + micro * parts_at_once;
-      add_toy_gradients(parameters, groups, step, first, first + parts_at_once, settings.exact);
-      optimizer->reduce_gradients(context, micro + 1 == settings.micro_batches);
-    }
-    results.push_back(optimizer->step(context, kRunRate, sums_of_parts(groups, parts_here)));
-    for (const float g : parameters.gradients()) EXPECT_EQ(g, 0.0f) << "gradients are zero after a step";
-  }
-  EXPECT_EQ(optimizer->steps_taken(), settings.steps);
-  WholeState state = gather_state(context, *optimizer, parameters);
+  for (int step = 0; step < settings.steps; ++step) results.push_back(trainer.run_step(step));
+  EXPECT_EQ(trainer.optimizer().steps_taken(), settings.steps);
+  WholeState state = trainer.gather();
   state.results = std::move(results);
   return state;
 }
@@ -113,13 +129,16 @@ WholeState run_training_on_threads(int ranks, const RunSettings& settings) {
   return state;
 }
 
-ReferenceRun run_reference(const RunSettings& settings) {
+ReferenceRun run_reference(const RunSettings& settings, bool bfloat16) {
   std::vector<ReferenceOptimizer::Tensor> tensors;
   for (std::size_t t = 0; t < toy_tensors().size(); ++t) {
     const ToyTensor& toy = toy_tensors()[t];
     const std::vector<double> zeros(static_cast<std::size_t>(toy.size()), 0.0);
     ReferenceOptimizer::Tensor tensor{toy.name, toy.layer, toy.decay, toy.frozen, zeros, zeros, zeros};
-    for (std::int64_t i = 0; i < toy.size(); ++i) tensor.weight[static_cast<std::size_t>(i)] = toy_weight(t, i);
+    for (std::int64_t i = 0; i < toy.size(); ++i) {
+      const float weight = toy_weight(t, i);
+      tensor.weight[static_cast<std::size_t>(i)] = bfloat16 ? static_cast<float>(BFloat16(weight)) : weight;
+    }
     tensors.push_back(std::move(tensor));
   }
   ReferenceRun run{ReferenceOptimizer(settings.options, std::move(tensors)), {}};
@@ -204,7 +223,7 @@ template WholeState run_training<float>(Communicator&, const RunSettings&);
 template WholeState run_training<BFloat16>(Communicator&, const RunSettings&);
 template WholeState run_training_on_threads<float>(int, const RunSettings&);
 template WholeState run_training_on_threads<BFloat16>(int, const RunSettings&);
-template WholeState gather_state(const Context&, Optimizer<float>&, ParameterSet<float>&);
-template WholeState gather_state(const Context&, Optimizer<BFloat16>&, ParameterSet<BFloat16>&);
+template class ToyTrainer<float>;
+template class ToyTrainer<BFloat16>;
 
 }  // namespace reprise

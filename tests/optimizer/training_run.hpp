@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "core/thread_pool.hpp"
 #include "optimizer/optimizer.hpp"
 #include "parallel/communicator.hpp"
 #include "tests/optimizer/reference_optimizer.hpp"
@@ -33,6 +35,37 @@ struct WholeState {
 
 inline constexpr double kRunRate = 0.01;
 
+/// One rank of a data x tensor grid with the toy model and its optimizer.
+template <class T>
+class ToyTrainer {
+ public:
+  ToyTrainer(Communicator& world, const RunSettings& settings);
+
+  /// Computes this rank's gradients of `step` and reduces them, as a training step does.
+  void add_gradients(int step);
+  /// The sums that belong to a step of this rank.
+  [[nodiscard]] StepSums sums() const;
+  /// add_gradients and the optimizer's step.
+  StepResult run_step(int step);
+
+  [[nodiscard]] const Context& context() const { return context_; }
+  [[nodiscard]] const ProcessGroups& groups() const { return groups_; }
+  [[nodiscard]] ParameterSet<T>& parameters() { return parameters_; }
+  [[nodiscard]] Optimizer<T>& optimizer() { return *optimizer_; }
+  /// Masters and moments of the whole model by the owners' pieces. Collective over the world.
+  [[nodiscard]] WholeState gather();
+
+ private:
+  RunSettings settings_;
+  ProcessGroups groups_;
+  ThreadPool pool_;
+  Stream stream_;
+  Arena arena_;
+  Context context_;
+  ParameterSet<T> parameters_;
+  std::unique_ptr<Optimizer<T>> optimizer_;
+};
+
 /// Trains the toy model over all ranks of `world` and gathers its state. Collective.
 template <class T>
 [[nodiscard]] WholeState run_training(Communicator& world, const RunSettings& settings);
@@ -40,16 +73,13 @@ template <class T>
 template <class T>
 [[nodiscard]] WholeState run_training_on_threads(int ranks, const RunSettings& settings);
 
-/// Gathers masters and moments by owned_pieces(). Collective over the world.
-template <class T>
-[[nodiscard]] WholeState gather_state(const Context& context, Optimizer<T>& optimizer, ParameterSet<T>& parameters);
-
 /// The oracle's run of the same model and steps, and its results.
 struct ReferenceRun {
   ReferenceOptimizer optimizer;
   std::vector<StepResult> results;
 };
-[[nodiscard]] ReferenceRun run_reference(const RunSettings& settings);
+/// `bfloat16`: from weights that are rounded to it.
+[[nodiscard]] ReferenceRun run_reference(const RunSettings& settings, bool bfloat16 = false);
 
 /// Every element was covered once, every rank holds the owner's values, and weights, moments, norms and angles agree
 /// with the oracle to float32 rounding.
