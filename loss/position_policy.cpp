@@ -27,12 +27,6 @@ void keep_smallest_hashes(Indices& indices, std::int64_t count, std::uint64_t se
   for (std::int64_t i = 0; i < count; ++i) indices.push_back(keyed[static_cast<std::size_t>(i)].second);
 }
 
-std::size_t bucket_of(float confidence) {
-  REPRISE_CHECK(confidence >= 0.0f, "confidence {}", confidence);
-  constexpr auto kLast = static_cast<float>(kNumConfidenceBuckets - 1);
-  return static_cast<std::size_t>(std::min(confidence * static_cast<float>(kNumConfidenceBuckets), kLast));
-}
-
 /// How many to take of each bucket: the largest level L with sum_b min(n_b, L) <= budget, and one more from low to
 /// high bucket while the budget lasts.
 std::array<std::int64_t, kNumConfidenceBuckets> quotas(const std::array<Indices, kNumConfidenceBuckets>& buckets,
@@ -66,6 +60,12 @@ std::array<std::int64_t, kNumConfidenceBuckets> quotas(const std::array<Indices,
 
 }  // namespace
 
+std::size_t confidence_bucket(float confidence) {
+  REPRISE_CHECK(confidence >= 0.0f, "confidence {}", confidence);
+  constexpr auto kLast = static_cast<float>(kNumConfidenceBuckets - 1);
+  return static_cast<std::size_t>(std::min(confidence * static_cast<float>(kNumConfidenceBuckets), kLast));
+}
+
 PositionPolicy parse_position_policy(std::string_view name) {
   if (name == "all") return PositionPolicy::kAll;
   if (name == "random") return PositionPolicy::kRandom;
@@ -94,7 +94,8 @@ std::vector<std::int64_t> select_positions(PositionPolicy policy, std::int64_t b
     keep_smallest_hashes(chosen, budget, seed, sample_id, position);
   } else {
     std::array<Indices, kNumConfidenceBuckets> buckets;
-    for (const std::int64_t i : chosen) buckets[bucket_of(confidence[static_cast<std::size_t>(i)])].push_back(i);
+    for (const std::int64_t i : chosen)
+      buckets[confidence_bucket(confidence[static_cast<std::size_t>(i)])].push_back(i);
     const auto quota = quotas(buckets, budget);
     chosen.clear();
     for (std::size_t b = 0; b < buckets.size(); ++b) {

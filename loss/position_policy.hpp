@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -13,6 +14,8 @@ enum class PositionPolicy : std::uint8_t { kAll, kRandom, kLast, kBucket };
 /// "all", "random", "last", "bucket"; throws Error(kUsage) otherwise.
 [[nodiscard]] PositionPolicy parse_position_policy(std::string_view name);
 inline constexpr int kNumConfidenceBuckets = 5;
+/// Which of the equal-width buckets of [0, 1] a probability lies in.
+[[nodiscard]] std::size_t confidence_bucket(float confidence);
 
 /// Indices (ascending) into `position` of the chosen targets; at most `budget` (0 = no limit, the only value for kAll:
 /// Error(kUsage) otherwise).
