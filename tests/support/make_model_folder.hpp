@@ -70,6 +70,7 @@ struct ModelFolderOptions {
   std::size_t tensors_per_file = 0;  ///< > 0: sharded files with an index
   std::uint64_t seed = 1;
   bool transformers_5 = false;  ///< spelling of config.json
+  float norm_value = 1.0f;      ///< mean of the norms' weights
 };
 
 inline nlohmann::ordered_json model_config_json(const DecoderConfig& config, const ModelFolderOptions& options = {}) {
@@ -155,7 +156,7 @@ inline void make_model_folder(const std::filesystem::path& folder, const Decoder
     }
     SafetensorsWriter writer(folder / name, declared, {{"format", "pt"}});
     for (std::size_t i = begin; i < end; ++i) {
-      const float mean = tensors[i].name.find("norm") != std::string::npos ? 1.0f : 0.0f;
+      const float mean = tensors[i].name.find("norm") != std::string::npos ? options.norm_value : 0.0f;
       std::normal_distribution<float> normal(mean, 0.05f);
       std::vector<float> values(static_cast<std::size_t>(tensors[i].rows * tensors[i].cols));
       for (float& value : values) value = normal(generator);
