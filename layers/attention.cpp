@@ -19,17 +19,17 @@ REPRISE_SIMD_DECLARE(void attention_head_backward(const AttentionHeadBackward<st
 
 namespace {
 
-constexpr std::int64_t kPanel = 16;  // packed rows are whole panels, as in attention_simd.cpp
+constexpr std::int64_t kRowUnit = 16;  // packed rows are multiples of it, as in attention_simd.cpp
 
 std::int64_t forward_scratch(std::int64_t keys, std::int64_t head_dim) {
-  const std::int64_t padded = round_up(head_dim, kPanel), padded_keys = round_up(keys, kKeyBlock);
-  return padded_keys * (head_dim + padded) + kQueryBlock * (2 * padded + kKeyBlock);
+  const std::int64_t padded = round_up(head_dim, kRowUnit);
+  return round_up(keys, kKeyPanel) * (head_dim + padded) + kForwardQueries * (2 * padded + kForwardKeys + 2 * kRowUnit);
 }
 
 std::int64_t backward_scratch(std::int64_t tokens, std::int64_t head_dim) {
-  const std::int64_t padded = round_up(head_dim, kPanel);
-  return 5 * tokens * padded + round_up(tokens, kPanel) + kKeyBlock * (2 * head_dim + padded) +
-         2 * kQueryBlock * kKeyBlock;
+  const std::int64_t padded = round_up(head_dim, kRowUnit);
+  return 5 * tokens * padded + round_up(tokens, kRowUnit) + kKeyPanel * (2 * head_dim + padded) +
+         2 * kBackwardQueries * kKeyPanel;
 }
 
 /// work(unit, scratch) for every unit, each on some thread with that thread's scratch. Units are independent of each
@@ -39,7 +39,7 @@ void for_each_unit(const CpuStream& stream, Arena& arena, std::int64_t units, st
                    const Work& work) {
   const Arena::Scope scope(arena);
   const std::int64_t slots = std::min<std::int64_t>(stream.num_threads(), units);
-  const MatrixView<float> scratch = arena.matrix<float>(slots, round_up(scratch_floats, kPanel), "attention blocks");
+  const MatrixView<float> scratch = arena.matrix<float>(slots, round_up(scratch_floats, kRowUnit), "attention blocks");
   std::atomic<std::int64_t> next{0};
   stream.parallel_for(slots, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t slot = begin; slot < end; ++slot) {

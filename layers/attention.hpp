@@ -26,9 +26,9 @@ struct HeadRows {
 
 /// Causal grouped-query attention within each document:
 ///   o_t = sum_{j <= t} p_tj v_j,  p_t = softmax_j(<q_t, k_j> / sqrt(head_dim)).
-/// Scores are made in blocks of at most 64 x 64 by an online softmax in float32; no [tokens, tokens] buffer exists.
+/// Scores are made in blocks of at most 32 x 512 by an online softmax in float32; no [tokens, tokens] buffer exists.
 /// q, output [tokens, num_heads heads], k, v [tokens, num_kv_heads heads], offsets [documents + 1] as in TokenBatch.
-/// log_sum_exp [tokens, num_heads] is what backward needs beside q, k, v and the output.
+/// log_sum_exp [tokens, num_heads], in base 2 of the scaled scores, is what backward needs beside q, k, v and output.
 template <class T>
 void attention(const CpuStream& stream, Arena& arena, const AttentionShape& shape,
                VectorView<const std::int64_t> offsets, HeadRows<const T> q, HeadRows<const T> k, HeadRows<const T> v,

@@ -8,9 +8,8 @@ namespace reprise::REPRISE_SIMD {
 
 namespace {
 
-constexpr std::int64_t kPanel = 16;  // packed rows are multiples of the widest vector, whatever the level
-constexpr std::int64_t kVectorsOfBlock = kKeyBlock / kWidth;
-static_assert(kKeyBlock % kPanel == 0);
+constexpr std::int64_t kRowUnit = 16;  // packed rows are multiples of the widest vector, whatever the level
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
 REPRISE_SIMD_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) {
   return a < b ? a : b;
@@ -19,18 +18,8 @@ REPRISE_SIMD_INLINE std::int64_t larger(std::int64_t a, std::int64_t b) {
   return a < b ? b : a;
 }
 REPRISE_SIMD_INLINE std::int64_t padded_size(std::int64_t size) {
-  return (size + kPanel - 1) / kPanel * kPanel;
+  return (size + kRowUnit - 1) / kRowUnit * kRowUnit;
 }
-REPRISE_SIMD_INLINE float scalar(float x) {
-  return x;
-}
-REPRISE_SIMD_INLINE float scalar(std::uint16_t bits) {
-  const std::uint32_t raw = static_cast<std::uint32_t>(bits) << 16;
-  float x;
-  __builtin_memcpy(&x, &raw, sizeof(x));
-  return x;
-}
-
 // ---- products: c[m, n] (+)= sum_k a(m, k) b[k, n]
 // --------------------------------------------------------------------
 
@@ -122,15 +111,57 @@ void pack_rows(const S* from, std::int64_t stride, std::int64_t rows, std::int64
   }
 }
 
-/// to [cols, kKeyBlock] = transpose of from [rows, cols]; columns behind `rows` are zero.
+/// a0 b0 a1 b1 ... of the first halves of a and b.
+REPRISE_SIMD_INLINE Float interleave_first(Float a, Float b) {
+#if REPRISE_SIMD_WIDTH == 4
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+#elif REPRISE_SIMD_WIDTH == 8
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#endif
+}
+REPRISE_SIMD_INLINE Float interleave_second(Float a, Float b) {
+#if REPRISE_SIMD_WIDTH == 4
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#elif REPRISE_SIMD_WIDTH == 8
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#endif
+}
+
+/// Transposes a square of vectors: interleaving the two halves of the rows log2(kWidth) times moves element (i, j) to
+/// (j, i).
+REPRISE_SIMD_INLINE void transpose(Float (&x)[kWidth]) {
+#pragma GCC unroll 4
+  for (std::int64_t stage = 1; stage < kWidth; stage *= 2) {
+    Float y[kWidth];
+#pragma GCC unroll 8
+    for (std::int64_t i = 0; i < kWidth / 2; ++i) {
+      y[2 * i] = interleave_first(x[i], x[i + kWidth / 2]);
+      y[2 * i + 1] = interleave_second(x[i], x[i + kWidth / 2]);
+    }
+#pragma GCC unroll 16
+    for (std::int64_t i = 0; i < kWidth; ++i) x[i] = y[i];
+  }
+}
+
+/// to [cols, kKeyPanel] = transpose of from [rows, cols]; columns behind `rows` are zero.
 template <class S>
 void pack_transposed(const S* from, std::int64_t stride, std::int64_t rows, std::int64_t cols, float* to) {
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const S* in = from + row * stride;
-    for (std::int64_t c = 0; c < cols; ++c) to[c * kKeyBlock + row] = scalar(in[c]);
-  }
-  for (std::int64_t c = 0; c < cols && rows < kKeyBlock; ++c) {
-    for (std::int64_t row = rows; row < kKeyBlock; ++row) to[c * kKeyBlock + row] = 0.0f;
+  for (std::int64_t row = 0; row < kKeyPanel; row += kWidth) {
+    for (std::int64_t col = 0; col < cols; col += kWidth) {
+      const std::int64_t count = smaller(kWidth, cols - col);
+      Float square[kWidth];
+#pragma GCC unroll 16
+      for (std::int64_t i = 0; i < kWidth; ++i) {
+        const S* in = from + (row + i) * stride + col;
+        square[i] = row + i >= rows ? zero() : count == kWidth ? load(in) : load_partial(in, count);
+      }
+      transpose(square);
+      for (std::int64_t i = 0; i < count; ++i) store(to + (col + i) * kKeyPanel + row, square[i]);
+    }
   }
 }
 
@@ -150,83 +181,109 @@ void clear(float* to, std::int64_t size) {
   for (std::int64_t i = 0; i < size; ++i) to[i] = 0.0f;
 }
 
-// ---- one block of scores -------------------------------------------------------------------------------------------
+// ---- blocks of scores ----------------------------------------------------------------------------------------------
+// Causality is told by `first_visible`: query row i of a block reads the keys [0, first_visible + i) of it. That may be
+// more than the block has, or less than nothing.
 
 constexpr std::int64_t kRowGroup = 8;  // rows that share one causal limit in products
 
-/// Keys of a block that query row `row` of it may read, from the first row's number, which may be above kKeyBlock.
-REPRISE_SIMD_INLINE std::int64_t visible(std::int64_t first_visible, std::int64_t row) {
-  return larger(0, smaller(kKeyBlock, first_visible + row));
+REPRISE_SIMD_INLINE std::int64_t clamp(std::int64_t x, std::int64_t low, std::int64_t high) {
+  return larger(low, smaller(x, high));
 }
-
-/// body(row, rows, keys) for groups of query rows; no row of the group reads a key behind `keys`.
-template <class Body>
-REPRISE_SIMD_INLINE void for_row_groups(std::int64_t queries, std::int64_t first_visible, Body body) {
-  if (first_visible >= kKeyBlock) {
-    body(0, queries, kKeyBlock);
-    return;
-  }
-  for (std::int64_t row = 0; row < queries; row += kRowGroup) {
-    const std::int64_t rows = smaller(kRowGroup, queries - row);
-    const std::int64_t keys = visible(first_visible, row + rows - 1);
-    if (keys > 0) body(row, rows, keys);
-  }
-}
-
 REPRISE_SIMD_INLINE std::int64_t vectors_of(std::int64_t size) {
   return (size + kWidth - 1) / kWidth;
 }
 
-/// scores [queries, kKeyBlock] = left [queries, head_dim] right [head_dim, kKeyBlock] where causality lets them be
-/// read.
-void block_scores(const float* left, std::int64_t padded, const float* right, std::int64_t queries,
-                  std::int64_t first_visible, std::int64_t head_dim, float* scores) {
-  for_row_groups(queries, first_visible, [&](std::int64_t row, std::int64_t rows, std::int64_t keys) {
-    multiply(rows, vectors_of(keys), head_dim, {left + row * padded, padded, 1}, right, kKeyBlock,
-             scores + row * kKeyBlock, kKeyBlock, false);
+/// body(row, rows, visible keys) for groups of query rows; no row of a group reads a key behind those.
+template <class Body>
+REPRISE_SIMD_INLINE void for_row_groups(std::int64_t queries, std::int64_t keys, std::int64_t first_visible,
+                                        Body body) {
+  if (first_visible >= keys) {
+    body(0, queries, keys);
+    return;
+  }
+  for (std::int64_t row = 0; row < queries; row += kRowGroup) {
+    const std::int64_t rows = smaller(kRowGroup, queries - row);
+    const std::int64_t visible = clamp(first_visible + row + rows - 1, 0, keys);
+    if (visible > 0) body(row, rows, visible);
+  }
+}
+
+/// scores [queries, kKeyPanel of score_row] = left [queries, head_dim] right [head_dim, kKeyPanel] as far as visible.
+void panel_scores(const float* left, std::int64_t padded, const float* right, std::int64_t queries,
+                  std::int64_t first_visible, std::int64_t head_dim, float* scores, std::int64_t score_row) {
+  for_row_groups(queries, kKeyPanel, first_visible, [&](std::int64_t row, std::int64_t rows, std::int64_t visible) {
+    multiply(rows, vectors_of(visible), head_dim, {left + row * padded, padded, 1}, right, kKeyPanel,
+             scores + row * score_row, score_row, false);
   });
 }
 
-/// sums [queries, padded] += weights [queries, kKeyBlock] values [keys, padded].
-void add_weighted_rows(const float* weights, const float* values, std::int64_t padded, std::int64_t queries,
-                       std::int64_t first_visible, float* sums) {
-  for_row_groups(queries, first_visible, [&](std::int64_t row, std::int64_t rows, std::int64_t keys) {
-    multiply(rows, padded / kWidth, keys, {weights + row * kKeyBlock, kKeyBlock, 1}, values, padded,
-             sums + row * padded, padded, true);
+/// sums [queries, padded] (+)= weights [queries, keys] values [keys, padded].
+void weighted_rows(const float* weights, std::int64_t weight_row, const float* values, std::int64_t padded,
+                   std::int64_t queries, std::int64_t keys, std::int64_t first_visible, float* sums, bool accumulate) {
+  for_row_groups(queries, keys, first_visible, [&](std::int64_t row, std::int64_t rows, std::int64_t visible) {
+    multiply(rows, padded / kWidth, visible, {weights + row * weight_row, weight_row, 1}, values, padded,
+             sums + row * padded, padded, accumulate);
   });
 }
 
-/// sums [keys, padded] += transpose of weights [queries, kKeyBlock] times rows [queries, padded].
+/// sums [keys, padded] += transpose of weights [queries, keys] times rows [queries, padded].
 void add_transposed_weighted_rows(const float* weights, const float* rows_of_queries, std::int64_t padded,
                                   std::int64_t queries, std::int64_t first_visible, std::int64_t keys, float* sums) {
   for (std::int64_t key = 0; key < keys; key += kRowGroup) {
     const std::int64_t group = smaller(kRowGroup, keys - key);
     const std::int64_t first = larger(0, key + 1 - first_visible);  // the first query that reads this group's first key
     if (first >= queries) return;
-    multiply(group, padded / kWidth, queries - first, {weights + first * kKeyBlock + key, 1, kKeyBlock},
+    multiply(group, padded / kWidth, queries - first, {weights + first * kKeyPanel + key, 1, kKeyPanel},
              rows_of_queries + first * padded, padded, sums + key * padded, padded, true);
   }
 }
 
-/// Running softmax of one query: scores become exp(score - max), earlier sums shrink by the factor that is returned.
-REPRISE_SIMD_INLINE float softmax_row(float* scores, std::int64_t keys, float& row_max, float& sum_exp) {
+/// 2^x for x <= 0 to 2^-22 in relative terms, not below 2^-126; NaN stays NaN.
+REPRISE_SIMD_INLINE Float exp2_of_negative(Float x) {
+  x = x < -126.0f ? broadcast(-126.0f) : x;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  const Float shifted = x + kRound;
+  const Float r = x - (shifted - kRound);
+  Float p = broadcast(0x1.5bba14p-10f);
+  p = fma(p, r, broadcast(0x1.3cea88p-7f));
+  p = fma(p, r, broadcast(0x1.c6b752p-5f));
+  p = fma(p, r, broadcast(0x1.ebf9bcp-3f));
+  p = fma(p, r, broadcast(0x1.62e42ap-1f));
+  p = fma(p, r, broadcast(1.0f));
+  return bit_cast<Float>(bit_cast<Int>(p) + (bit_cast<Int>(shifted) << 23));
+}
+
+/// Lanes of the vector at `at` that stand before `end`.
+REPRISE_SIMD_INLINE Int lanes_before(std::int64_t at, std::int64_t end) {
+  return iota() < static_cast<std::int32_t>(end - at);
+}
+
+/// Running softmax in base 2 of one query: scores [0, visible) become 2^(score - max), the lanes and the vector behind
+/// them zero. Returns the factor by which earlier sums shrink.
+REPRISE_SIMD_INLINE float softmax_row(float* scores, std::int64_t visible, float& row_max, float& sum_exp) {
   const Float lowest = broadcast(-__builtin_inff());
-  Float largest = lowest;
-  for (std::int64_t v = 0; v < vectors_of(keys); ++v) {
-    const Int seen = iota() + static_cast<std::int32_t>(v * kWidth) < static_cast<std::int32_t>(keys);
-    const Float x = select(seen, load(scores + v * kWidth), lowest);
-    store(scores + v * kWidth, x);
-    largest = max_or_second(x, largest);
+  const std::int64_t whole = visible / kWidth * kWidth;
+  const Int seen = lanes_before(whole, visible);
+  const Float tail = select(seen, load(scores + whole), lowest);
+  Float largest = max_or_second(tail, lowest), other = lowest;
+  std::int64_t at = 0;
+  for (; at + 2 * kWidth <= whole; at += 2 * kWidth) {
+    largest = max_or_second(load(scores + at), largest);
+    other = max_or_second(load(scores + at + kWidth), other);
   }
-  const float block_max = reduce_max(largest), new_max = block_max > row_max ? block_max : row_max;
-  Float sum = zero();
-  for (std::int64_t v = 0; v < vectors_of(keys); ++v) {
-    const Float p = exp(load(scores + v * kWidth) - new_max);
-    store(scores + v * kWidth, p);
+  if (at < whole) other = max_or_second(load(scores + at), other);
+  const float block_max = reduce_max(max_or_second(largest, other)),
+              new_max = block_max > row_max ? block_max : row_max;
+  Float sum = select(seen, exp2_of_negative(tail - new_max), zero());
+  store(scores + whole, sum);
+  store(scores + whole + kWidth, zero());
+  for (at = 0; at < whole; at += kWidth) {
+    const Float p = exp2_of_negative(load(scores + at) - new_max);
+    store(scores + at, p);
     sum += p;
   }
-  for (std::int64_t v = vectors_of(keys); v < kVectorsOfBlock; ++v) store(scores + v * kWidth, zero());
-  const float shrink = exp(broadcast(row_max - new_max))[0];
+  const float shrink = exp2_of_negative(broadcast(row_max - new_max))[0];
   row_max = new_max;
   sum_exp = sum_exp * shrink + reduce_add(sum);
   return shrink;
@@ -236,71 +293,92 @@ void scale_row(float* row, std::int64_t padded, float factor) {
   for (std::int64_t c = 0; c < padded; c += kWidth) store(row + c, load(row + c) * factor);
 }
 
+constexpr std::int64_t kScoreRow = kForwardKeys + 2 * kRowUnit;  // softmax_row may clear two vectors behind the keys
+
+/// The packed keys and values of a head, and blocks for its queries.
+struct ForwardScratch {
+  float *keys_t, *values;  // [panels, head_dim, kKeyPanel], [keys to whole panels, padded]
+  float *query, *sums;     // [kForwardQueries, padded]
+  float* scores;           // [kForwardQueries, kScoreRow]
+};
+
+/// One block of queries against kForwardKeys keys from `key` on.
+void forward_block(const ForwardScratch& scratch, std::int64_t head_dim, std::int64_t queries, std::int64_t key,
+                   std::int64_t keys, std::int64_t first_visible, float* row_max, float* sum_exp) {
+  const std::int64_t padded = padded_size(head_dim);
+  for (std::int64_t panel = 0; panel < keys && first_visible + queries - 1 > panel; panel += kKeyPanel) {
+    panel_scores(scratch.query, padded, scratch.keys_t + (key + panel) * head_dim, queries, first_visible - panel,
+                 head_dim, scratch.scores + panel, kScoreRow);
+  }
+  for (std::int64_t i = 0; i < queries; ++i) {
+    float* scores = scratch.scores + i * kScoreRow;
+    const std::int64_t visible = clamp(first_visible + i, 0, keys);
+    if (visible == 0) {
+      clear(scores, kRowUnit);  // rows of its group may see up to kRowGroup keys
+      continue;
+    }
+    const float shrink = softmax_row(scores, visible, row_max[i], sum_exp[i]);
+    if (key > 0) scale_row(scratch.sums + i * padded, padded, shrink);
+  }
+  weighted_rows(scratch.scores, kScoreRow, scratch.values + key * padded, padded, queries, keys, first_visible,
+                scratch.sums, key > 0);
+}
+
 template <class S>
 void forward_head(const AttentionHead<S>& head) {
-  const std::int64_t padded = padded_size(head.head_dim), offset = head.keys - head.queries;
-  const std::int64_t key_blocks = (head.keys + kKeyBlock - 1) / kKeyBlock;
-  float* keys_t = head.scratch;                                     // [key_blocks, head_dim, kKeyBlock]
-  float* values = keys_t + key_blocks * head.head_dim * kKeyBlock;  // [keys, padded]
-  float* query = values + key_blocks * kKeyBlock * padded;          // [kQueryBlock, padded]
-  float* sums = query + kQueryBlock * padded;                       // [kQueryBlock, padded]
-  float* scores = sums + kQueryBlock * padded;                      // [kQueryBlock, kKeyBlock]
-  float row_max[kQueryBlock], sum_exp[kQueryBlock];
+  const std::int64_t dim = head.head_dim, padded = padded_size(dim), offset = head.keys - head.queries;
+  const std::int64_t packed_keys = (head.keys + kKeyPanel - 1) / kKeyPanel * kKeyPanel;
+  ForwardScratch scratch{};
+  scratch.keys_t = head.scratch;
+  scratch.values = scratch.keys_t + packed_keys * dim;
+  scratch.query = scratch.values + packed_keys * padded;
+  scratch.sums = scratch.query + kForwardQueries * padded;
+  scratch.scores = scratch.sums + kForwardQueries * padded;
+  float row_max[kForwardQueries], sum_exp[kForwardQueries];
 
-  for (std::int64_t block = 0; block < key_blocks; ++block) {
-    const std::int64_t begin = block * kKeyBlock, keys = smaller(kKeyBlock, head.keys - begin);
-    pack_transposed(head.k + begin * head.k_stride, head.k_stride, keys, head.head_dim,
-                    keys_t + block * head.head_dim * kKeyBlock);
+  for (std::int64_t key = 0; key < head.keys; key += kKeyPanel) {
+    pack_transposed(head.k + key * head.k_stride, head.k_stride, smaller(kKeyPanel, head.keys - key), dim,
+                    scratch.keys_t + key * dim);
   }
-  pack_rows(head.v, head.v_stride, head.keys, head.head_dim, 1.0f, values);
-  for (std::int64_t begin = 0; begin < head.queries; begin += kQueryBlock) {
-    const std::int64_t queries = smaller(kQueryBlock, head.queries - begin);
-    pack_rows(head.q + begin * head.q_stride, head.q_stride, queries, head.head_dim, head.scale, query);
-    clear(sums, queries * padded);
-    for (std::int64_t i = 0; i < queries; ++i) row_max[i] = -__builtin_inff(), sum_exp[i] = 0.0f;
-    for (std::int64_t block = 0; block < key_blocks; ++block) {
-      const std::int64_t first_visible = offset + begin + 1 - block * kKeyBlock;
-      if (first_visible + queries - 1 <= 0) break;
-      block_scores(query, padded, keys_t + block * head.head_dim * kKeyBlock, queries, first_visible, head.head_dim,
-                   scores);
-      for (std::int64_t i = 0; i < queries; ++i) {
-        const std::int64_t keys = visible(first_visible, i);
-        if (keys == 0) {
-          clear(scores + i * kKeyBlock, kKeyBlock);
-          continue;
-        }
-        const float shrink = softmax_row(scores + i * kKeyBlock, keys, row_max[i], sum_exp[i]);
-        if (block > 0) scale_row(sums + i * padded, padded, shrink);
-      }
-      add_weighted_rows(scores, values + block * kKeyBlock * padded, padded, queries, first_visible, sums);
+  pack_rows(head.v, head.v_stride, head.keys, dim, 1.0f, scratch.values);
+  for (std::int64_t begin = 0; begin < head.queries; begin += kForwardQueries) {
+    const std::int64_t queries = smaller(kForwardQueries, head.queries - begin);
+    pack_rows(head.q + begin * head.q_stride, head.q_stride, queries, dim, head.scale * kLog2E, scratch.query);
+    for (std::int64_t i = 0; i < queries; ++i) {
+      row_max[i] = -__builtin_inff();
+      sum_exp[i] = 0.0f;
+    }
+    const std::int64_t visible = offset + begin + queries;
+    for (std::int64_t key = 0; key < visible; key += kForwardKeys) {
+      forward_block(scratch, dim, queries, key, smaller(kForwardKeys, head.keys - key), offset + begin + 1 - key,
+                    row_max, sum_exp);
     }
     for (std::int64_t i = 0; i < queries; ++i) {
-      scale_row(sums + i * padded, padded, 1.0f / sum_exp[i]);
-      if (head.log_sum_exp != nullptr) {
-        head.log_sum_exp[(begin + i) * head.log_sum_exp_stride] = row_max[i] + log(broadcast(sum_exp[i]))[0];
-      }
+      scale_row(scratch.sums + i * padded, padded, 1.0f / sum_exp[i]);
+      if (head.log_sum_exp == nullptr) continue;
+      head.log_sum_exp[(begin + i) * head.log_sum_exp_stride] = row_max[i] + log(broadcast(sum_exp[i]))[0] * kLog2E;
     }
-    unpack_rows(sums, queries, head.head_dim, 1.0f, head.output + begin * head.output_stride, head.output_stride);
+    unpack_rows(scratch.sums, queries, dim, 1.0f, head.output + begin * head.output_stride, head.output_stride);
   }
 }
 
-/// probabilities = exp(scores - log_sum_exp) and d_scores = probabilities (d_probabilities - delta), in place; what
-/// causality hides becomes zero.
+/// scores become the probabilities 2^(score - log_sum_exp), d_scores = probabilities (d_probabilities - delta), both in
+/// place; what causality hides becomes zero.
 void softmax_backward_rows(float* scores, float* d_scores, const float* log_sum_exp, std::int64_t stride,
                            const float* delta, std::int64_t queries, std::int64_t first_visible) {
   for (std::int64_t i = 0; i < queries; ++i) {
-    const std::int64_t keys = visible(first_visible, i);
-    float *p_row = scores + i * kKeyBlock, *d_row = d_scores + i * kKeyBlock;
-    for (std::int64_t v = 0; v < kVectorsOfBlock; ++v) {
-      const std::int64_t at = v * kWidth;
-      if (at >= keys) {
-        store(p_row + at, zero());
-        store(d_row + at, zero());
-        continue;
-      }
-      const Int seen = iota() + static_cast<std::int32_t>(at) < static_cast<std::int32_t>(keys);
-      const Float p = exp(load(p_row + at) - log_sum_exp[i * stride]);
-      store(p_row + at, select(seen, p, zero()));
+    const std::int64_t visible = clamp(first_visible + i, 0, kKeyPanel), whole = visible / kWidth * kWidth;
+    float *p_row = scores + i * kKeyPanel, *d_row = d_scores + i * kKeyPanel;
+    const float normaliser = log_sum_exp[i * stride];
+    for (std::int64_t at = 0; at < whole; at += kWidth) {
+      const Float p = exp2_of_negative(load(p_row + at) - normaliser);
+      store(p_row + at, p);
+      store(d_row + at, p * (load(d_row + at) - delta[i]));
+    }
+    for (std::int64_t at = whole; at < kKeyPanel; at += kWidth) {
+      const Int seen = lanes_before(at, visible);
+      const Float p = select(seen, exp2_of_negative(load(p_row + at) - normaliser), zero());
+      store(p_row + at, p);
       store(d_row + at, select(seen, p * (load(d_row + at) - delta[i]), zero()));
     }
   }
@@ -315,52 +393,78 @@ float dot(const S* a, const S* b, std::int64_t size) {
   return reduce_add(sum);
 }
 
+/// Packed rows of one key head and of the query head at work.
+struct BackwardScratch {
+  float *d_key, *d_value, *query, *d_output, *d_query;  // [tokens, padded]; query is scaled
+  float* delta;                                         // [tokens], <d_o, o>
+  float *keys_t, *values_t;                             // [head_dim, kKeyPanel]
+  float* keys;                                          // [kKeyPanel, padded]
+  float *scores, *d_scores;                             // [kBackwardQueries, kKeyPanel]
+};
+
+BackwardScratch backward_scratch(float* memory, std::int64_t tokens, std::int64_t head_dim) {
+  const std::int64_t padded = padded_size(head_dim), whole = tokens * padded;
+  BackwardScratch scratch{};
+  scratch.d_key = memory;
+  scratch.d_value = scratch.d_key + whole;
+  scratch.query = scratch.d_value + whole;
+  scratch.d_output = scratch.query + whole;
+  scratch.d_query = scratch.d_output + whole;
+  scratch.delta = scratch.d_query + whole;
+  scratch.keys_t = scratch.delta + padded_size(tokens);
+  scratch.values_t = scratch.keys_t + head_dim * kKeyPanel;
+  scratch.keys = scratch.values_t + head_dim * kKeyPanel;
+  scratch.scores = scratch.keys + kKeyPanel * padded;
+  scratch.d_scores = scratch.scores + kBackwardQueries * kKeyPanel;
+  return scratch;
+}
+
+/// All queries against the panel of keys at `key`.
+template <class S>
+void backward_panel(const AttentionHeadBackward<S>& head, const BackwardScratch& scratch, const float* log_sum_exp,
+                    std::int64_t key) {
+  const std::int64_t tokens = head.tokens, dim = head.head_dim, padded = padded_size(dim);
+  const std::int64_t keys = smaller(kKeyPanel, tokens - key);
+  pack_transposed(head.k + key * head.k_stride, head.k_stride, keys, dim, scratch.keys_t);
+  pack_transposed(head.v + key * head.v_stride, head.v_stride, keys, dim, scratch.values_t);
+  pack_rows(head.k + key * head.k_stride, head.k_stride, keys, dim, 1.0f, scratch.keys);
+  for (std::int64_t begin = key / kBackwardQueries * kBackwardQueries; begin < tokens; begin += kBackwardQueries) {
+    const std::int64_t queries = smaller(kBackwardQueries, tokens - begin), first_visible = begin + 1 - key;
+    const float *query = scratch.query + begin * padded, *d_output = scratch.d_output + begin * padded;
+    panel_scores(query, padded, scratch.keys_t, queries, first_visible, dim, scratch.scores, kKeyPanel);
+    panel_scores(d_output, padded, scratch.values_t, queries, first_visible, dim, scratch.d_scores, kKeyPanel);
+    softmax_backward_rows(scratch.scores, scratch.d_scores, log_sum_exp + begin * head.log_sum_exp_stride,
+                          head.log_sum_exp_stride, scratch.delta + begin, queries, first_visible);
+    add_transposed_weighted_rows(scratch.scores, d_output, padded, queries, first_visible, keys,
+                                 scratch.d_value + key * padded);
+    add_transposed_weighted_rows(scratch.d_scores, query, padded, queries, first_visible, keys,
+                                 scratch.d_key + key * padded);
+    weighted_rows(scratch.d_scores, kKeyPanel, scratch.keys, padded, queries, keys, first_visible,
+                  scratch.d_query + begin * padded, true);
+  }
+}
+
 template <class S>
 void backward_head(const AttentionHeadBackward<S>& head) {
   const std::int64_t tokens = head.tokens, dim = head.head_dim, padded = padded_size(dim);
-  float* d_key = head.scratch;  // [tokens, padded], as the next four
-  float* d_value = d_key + tokens * padded;
-  float* query = d_value + tokens * padded;  // scaled
-  float* d_output = query + tokens * padded;
-  float* d_query = d_output + tokens * padded;
-  float* delta = d_query + tokens * padded;     // [tokens, padded to a whole panel]
-  float* keys_t = delta + padded_size(tokens);  // [dim, kKeyBlock]
-  float* values_t = keys_t + dim * kKeyBlock;   // [dim, kKeyBlock]
-  float* keys = values_t + dim * kKeyBlock;     // [kKeyBlock, padded]
-  float* scores = keys + kKeyBlock * padded;    // [kQueryBlock, kKeyBlock]
-  float* d_scores = scores + kQueryBlock * kKeyBlock;
-
-  clear(d_key, 2 * tokens * padded);
+  const BackwardScratch scratch = backward_scratch(head.scratch, tokens, dim);
+  clear(scratch.d_key, tokens * padded);
+  clear(scratch.d_value, tokens * padded);
   for (std::int64_t g = 0; g < head.group; ++g) {
-    const S *output_g = head.output + g * dim, *d_output_g = head.d_output + g * dim;
-    pack_rows(head.q + g * dim, head.q_stride, tokens, dim, head.scale, query);
-    pack_rows(d_output_g, head.d_output_stride, tokens, dim, 1.0f, d_output);
-    clear(d_query, tokens * padded);
+    const S *output = head.output + g * dim, *d_output = head.d_output + g * dim;
+    pack_rows(head.q + g * dim, head.q_stride, tokens, dim, head.scale * kLog2E, scratch.query);
+    pack_rows(d_output, head.d_output_stride, tokens, dim, 1.0f, scratch.d_output);
+    clear(scratch.d_query, tokens * padded);
     for (std::int64_t t = 0; t < tokens; ++t) {
-      delta[t] = dot(output_g + t * head.output_stride, d_output_g + t * head.d_output_stride, dim);
+      scratch.delta[t] = dot(output + t * head.output_stride, d_output + t * head.d_output_stride, dim);
     }
-    for (std::int64_t key = 0; key < tokens; key += kKeyBlock) {
-      const std::int64_t block_keys = smaller(kKeyBlock, tokens - key);
-      pack_transposed(head.k + key * head.k_stride, head.k_stride, block_keys, dim, keys_t);
-      pack_transposed(head.v + key * head.v_stride, head.v_stride, block_keys, dim, values_t);
-      pack_rows(head.k + key * head.k_stride, head.k_stride, block_keys, dim, 1.0f, keys);
-      for (std::int64_t begin = key / kQueryBlock * kQueryBlock; begin < tokens; begin += kQueryBlock) {
-        const std::int64_t queries = smaller(kQueryBlock, tokens - begin), first_visible = begin + 1 - key;
-        block_scores(query + begin * padded, padded, keys_t, queries, first_visible, dim, scores);
-        block_scores(d_output + begin * padded, padded, values_t, queries, first_visible, dim, d_scores);
-        softmax_backward_rows(scores, d_scores, head.log_sum_exp + begin * head.log_sum_exp_stride + g,
-                              head.log_sum_exp_stride, delta + begin, queries, first_visible);
-        add_transposed_weighted_rows(scores, d_output + begin * padded, padded, queries, first_visible, block_keys,
-                                     d_value + key * padded);
-        add_transposed_weighted_rows(d_scores, query + begin * padded, padded, queries, first_visible, block_keys,
-                                     d_key + key * padded);
-        add_weighted_rows(d_scores, keys, padded, queries, first_visible, d_query + begin * padded);
-      }
+    for (std::int64_t key = 0; key < tokens; key += kKeyPanel) {
+      backward_panel(head, scratch, head.log_sum_exp + g, key);
     }
-    unpack_rows(d_query, tokens, dim, head.scale, head.d_q + g * dim, head.d_q_stride);
+    unpack_rows(scratch.d_query, tokens, dim, head.scale, head.d_q + g * dim, head.d_q_stride);
   }
-  unpack_rows(d_key, tokens, dim, 1.0f, head.d_k, head.d_k_stride);
-  unpack_rows(d_value, tokens, dim, 1.0f, head.d_v, head.d_v_stride);
+  unpack_rows(scratch.d_key, tokens, dim, kLn2, head.d_k, head.d_k_stride);  // undoes the query's log2(e)
+  unpack_rows(scratch.d_value, tokens, dim, 1.0f, head.d_v, head.d_v_stride);
 }
 
 }  // namespace

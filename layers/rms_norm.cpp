@@ -75,9 +75,9 @@ void head_rms_norm(const CpuStream& stream, MatrixView<const T> x, std::int64_t 
   stream.parallel_for(x.rows, kRows, [&](std::int64_t begin, std::int64_t end) {
     const SimdStorage<T>* none = nullptr;
     for (std::int64_t t = begin; t < end; ++t) {
-      REPRISE_SIMD_CALL(rms_norm_rows, simd_pointer(x.row(t).data + begin_col), none,
-                        const_cast<SimdStorage<T>*>(none), simd_pointer(weight.data), eps,
-                        simd_pointer(y.row(t).data + begin_col), rstd.row(t).data + first_head, heads, head_dim);
+      REPRISE_SIMD_CALL(rms_norm_rows, simd_pointer(x.row(t).data + begin_col), none, const_cast<SimdStorage<T>*>(none),
+                        simd_pointer(weight.data), eps, simd_pointer(y.row(t).data + begin_col),
+                        rstd.row(t).data + first_head, heads, head_dim);
     }
   });
 }

@@ -182,7 +182,7 @@ ModelResult run_model(const DecoderConfig& config, const Tables& weights, const 
   return result;
 }
 
-/// Largest difference in units of the larger table's root mean square.
+/// Largest difference in units of b's root mean square, or of 0.1 where b is smaller (it may be zero).
 inline double relative_difference(const Table& a, const Table& b) {
   EXPECT_EQ(a.rows, b.rows);
   EXPECT_EQ(a.cols, b.cols);
@@ -191,7 +191,17 @@ inline double relative_difference(const Table& a, const Table& b) {
     largest = std::max(largest, std::isfinite(a.data[i]) ? std::abs(a.data[i] - b.data[i]) : INFINITY);
     squares += b.data[i] * b.data[i];
   }
-  return largest / std::max(std::sqrt(squares / static_cast<double>(std::max<std::size_t>(1, a.data.size()))), 1e-30);
+  return largest / std::max(std::sqrt(squares / static_cast<double>(std::max<std::size_t>(1, a.data.size()))), 0.1);
+}
+
+/// Root mean square of the difference in units of b's own.
+inline double relative_rms(const Table& a, const Table& b) {
+  double difference = 0.0, squares = 0.0;
+  for (std::size_t i = 0; i < a.data.size(); ++i) {
+    difference += (a.data[i] - b.data[i]) * (a.data[i] - b.data[i]);
+    squares += b.data[i] * b.data[i];
+  }
+  return squares == 0.0 ? std::sqrt(difference) : std::sqrt(difference / squares);
 }
 
 inline void expect_close(const ModelResult& got, const ModelResult& want, double tolerance) {
