@@ -62,7 +62,7 @@ def execution_accuracy(model: Path, prefix: Path, folder: Path, log: Path) -> di
     from reprise.prepare import Tokenizer
 
     output = folder / f"answers-{prefix.name}.jsonl"
-    reprise("generate", "--model", model, "--data", prefix, "--max-tokens", 96, "--batch", 100, "--output", output, log=log)
+    reprise("generate", "--model", model, "--data", prefix, "--max-tokens", 96, "--batch", 100, "--out", output, log=log)
     tokenizer = Tokenizer(BASE)
     pairs = [json.loads(line) for line in prefix.with_suffix(".jsonl").read_text().splitlines()]
     database = nl2sql.build_database(nl2sql.TELECOM)
