@@ -1,5 +1,6 @@
 """Chooses the quickstart's learning rates: each optimizer gets the same grid and the same runs, judged on validation
-questions that the report never uses. Writes learning_rates.json, which study.py reads and the report shows."""
+questions that the report never uses. Writes learning_rates.json, which study.py reads and the report shows. A sweep that
+was killed goes on with the runs that are missing."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from program import BASE, HERE, execution_accuracy, general_loss, reprise, train
 
-GRID = (3e-4, 1e-3, 2e-3)
+GRID = (2.5e-4, 5e-4, 1e-3, 2e-3)
 HEADS = ("full", "tile")
 
 
@@ -28,10 +29,11 @@ def main() -> None:
             rise = 0.0
             for head in HEADS:
                 run = options.folder / "sweep" / f"{optimizer}-{lr:g}-{head}"
-                shutil.rmtree(run, ignore_errors=True)
-                train(HERE / "quickstart.toml", run, {"optimizer.name": optimizer, "optimizer.lr": lr, "replay.normalization": head,
-                                                      "train.checkpoint_every": 0}, log)
-                reprise("export", "--run", run, "--out", run / "model", log=log)
+                if not (run / "model").exists():
+                    shutil.rmtree(run, ignore_errors=True)
+                    train(HERE / "quickstart.toml", run, {"optimizer.name": optimizer, "optimizer.lr": lr, "replay.normalization": head,
+                                                          "train.checkpoint_every": 0}, log)
+                    reprise("export", "--run", run, "--out", run / "model", log=log)
                 score = execution_accuracy(run / "model", data / "domain_valid", run, log)
                 correct, total = correct + score["correct"], total + score["total"]
                 rise += (general_loss(run / "model", data / "general_test", log) - base_loss) / len(HEADS)
