@@ -40,9 +40,11 @@ inline constexpr float kMaxLogit = 2.0e6f;
 /// shard's maximum is: shards then add up to nearly the same sum however the vocabulary is cut.
 [[nodiscard]] std::int32_t reference_exponent(float max);
 
-/// logits [T, n] of the ids [first_id, first_id + n): per token its statistics and its min(k, n) first candidates in
-/// no particular order. gold [T] are global ids. One read of the logits for the block maxima and one, from the cache,
-/// for the sum and the few values above the bound that the maxima give (docs/architecture.md, Top-K).
+/// logits [T, n] of the ids [first_id, first_id + n): per token its statistics and its min(k, n) first candidates, in
+/// no particular order. gold [T] are global ids.
+/// A first pass over the row leaves the maxima of blocks of up to 64 elements; as k blocks have a maximum of at least
+/// the k-th largest of these, so have k elements: a bound. A second pass, from the cache, adds up the exponentials and
+/// keeps the few values that reach the bound.
 void local_top_k(const CpuStream& stream, MatrixView<const float> logits, std::int64_t first_id, std::int64_t k,
                  VectorView<const std::int32_t> gold, VectorView<ShardStatistics> statistics,
                  MatrixView<Candidate> candidates);

@@ -115,6 +115,7 @@ std::int64_t sum_and_filter(const float* row, std::int64_t begin, std::int64_t s
     std::uint32_t hits;
     if (lanes == kWidth) {
       x = load(row + i);
+      __builtin_prefetch(row + size + i);  // the next row of the matrix, while this one computes
       term = scaled_exp(x, reference);
       hits = at_least(x, wide_bound);
     } else {
