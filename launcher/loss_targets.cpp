@@ -49,6 +49,7 @@ LossTargets make_loss_targets(const MicroBatch& batch, const ReplayStoreReader* 
   require(tile_tokens >= 1, ErrorKind::kUsage, "replay.tile_tokens = {}: must be at least 1", tile_tokens);
 
   LossTargets targets;
+  targets.total_rows = batch.num_tokens();
   std::uint64_t first_missing = 0;
   for (std::size_t s = 0; s < batch.sample_id.size(); ++s) {
     const auto begin = static_cast<std::size_t>(batch.sample_begin[s]);

@@ -21,11 +21,12 @@ struct LossTargets {
   std::vector<std::int64_t> sample_begin{0};  ///< [samples of the micro-batch + 1]
   CandidateTilesBuilder tiles;                ///< empty for kFull
   std::int64_t missing_samples = 0;           ///< not in the store (MissingSamples::kSkip)
+  std::int64_t total_rows = -1;               ///< tokens of the micro-batch, see LossBatch
 
   [[nodiscard]] std::int64_t size() const { return static_cast<std::int64_t>(row.size()); }
   /// Views into this object; `negatives` may be empty.
   [[nodiscard]] LossBatch loss_batch(VectorView<const std::int32_t> negatives = {}) const {
-    return {row, gold, weight, tiles.view(), negatives};
+    return {row, gold, weight, tiles.view(), negatives, total_rows};
   }
 };
 

@@ -141,9 +141,13 @@ std::vector<std::string> notes(const RunConfig& config) {
   note(config.replay.normalization != "tile", "replay.tile_tokens",
        fmt::format("replay.normalization is \"{}\", not \"tile\"", config.replay.normalization));
   note(full, "replay.negatives", "replay.normalization = \"full\" has the whole vocabulary");
-  note(full, "train.probe_every", "replay.normalization = \"full\" leaves nothing outside the candidates");
-  note(full && config.replay.store.empty(), "replay.missing", "there is no store");
-  note(config.replay.budget == 0, "replay.positions", "replay.budget = 0 records every target");
+  note(full && config.replay.store.empty(), "train.probe_every", "there is no store whose sets could be probed");
+  for (const char* key : {"replay.tau", "replay.k_max", "replay.k_min", "replay.positions", "replay.budget",
+                          "replay.log_probs", "replay.missing"}) {
+    note(full && config.replay.store.empty(), key, "there is no store");
+  }
+  note(config.replay.budget == 0 && !config.replay.store.empty(), "replay.positions",
+       "replay.budget = 0 records every target");
   note(config.train.seed != 1 && (full || config.replay.negatives == 0), "train.seed", "no negatives are sampled");
   note(!config.data.shuffle && (!by_hash || config.replay.budget == 0), "data.seed",
        "nothing is shuffled and no positions are drawn");

@@ -41,20 +41,18 @@ std::string suggestion(std::string_view section, std::string_view key) {
   return best.empty() ? "" : fmt::format("; did you mean \"{}\"?", best);
 }
 
+/// For a name outside all sections: a key that lacks its section, else the nearest section.
 std::string section_suggestion(std::string_view name) {
   std::string best;
   std::size_t best_distance = 4;
   for (const Field& field : run_config_fields()) {
+    if (field.key == name) return fmt::format("; did you mean \"{}\"?", field.name());
     const std::size_t distance = edit_distance(name, field.section);
     if (distance >= best_distance) continue;
     best_distance = distance;
     best = field.section;
   }
-  if (!best.empty()) return fmt::format("; did you mean [{}]?", best);
-  for (const Field& field : run_config_fields()) {
-    if (field.key == name) return fmt::format("; did you mean \"{}\"?", field.name());
-  }
-  return "";
+  return best.empty() ? "" : fmt::format("; did you mean [{}]?", best);
 }
 
 std::string keys_of(std::string_view section) {

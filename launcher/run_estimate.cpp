@@ -90,8 +90,9 @@ MemoryEstimate RunEstimate::memory(const StepShape& step, std::int64_t store_pos
   std::int64_t head_kept = targets * hidden * element_bytes_, head_scratch = targets * hidden * element_bytes_;
   if (config_.normalization() == Normalization::kFull) {
     constexpr std::int64_t kKeptLogits = std::int64_t{16} << 20, kBlockLogits = std::int64_t{1} << 20;
-    head_kept += std::min(targets * vocab_rows_, kKeptLogits) * kFloatBytes;
-    head_scratch += (targets * hidden + kBlockLogits) * kFloatBytes;
+    const bool keeps_logits = targets * vocab_rows_ <= kKeptLogits;  // else blocks of them are made twice
+    head_kept += keeps_logits ? targets * vocab_rows_ * kFloatBytes : 0;
+    head_scratch += (targets * hidden + (keeps_logits ? 0 : kBlockLogits)) * kFloatBytes;
   } else {
     // Neighbours share about half of their sets.
     const std::int64_t tile = config_.normalization() == Normalization::kToken ? 1 : config_.replay.tile_tokens;

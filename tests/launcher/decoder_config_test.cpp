@@ -287,7 +287,7 @@ TEST(DecoderConfig, DamagedTextIsRefused) {
   const std::string factor = "\"factor\":8.0";
   refused(text.replace(text.find(factor), factor.size(), "\"factor\":NaN"), "not valid JSON");
   const TemporaryFolder folder;
-  expect_error(ErrorKind::kUsage, {"config.json", "No such file"}, [&] { (void)read_decoder_config(folder.path()); });
+  expect_error(ErrorKind::kUsage, {"config.json", "no such file"}, [&] { (void)read_decoder_config(folder.path()); });
 }
 
 TEST(TokenizerInfo, GenerationConfigWinsOverConfig) {
