@@ -136,11 +136,11 @@ void DecoderLayer<T>::forward(const Context& context, const DocumentPositions& d
   } else {
     add_rms_norm<T>(stream, residual, branch, a.input, vector_value(input_norm_), norm_eps_, normed, a.input_rstd);
   }
-  a.normed_input = gather_tokens(context, normed, documents.positions.size);
+  a.normed_input = gather_tokens(context, normed, documents.tokens());
   attention_block(context, documents, a, cache);
   mlp_block(context, a);
   const Arena::Scope scope(context.arena);
-  const MatrixView<T> partial = partial_tokens(context, mlp_output, documents.positions.size);
+  const MatrixView<T> partial = partial_tokens(context, mlp_output, documents.tokens());
   down_.forward(stream, a.product, partial);
   reduce_tokens(context, partial, mlp_output);
   down_.add_bias(stream, mlp_output);
@@ -151,7 +151,7 @@ void DecoderLayer<T>::recompute(const Context& context, const DocumentPositions&
   a.input_rstd = context.arena.vector<float>(a.input.rows, "norm");
   const MatrixView<T> normed = context.arena.matrix<T>(a.input.rows, hidden_size_, "normed input");
   rms_norm<T>(context.stream.cpu(), a.input, vector_value(input_norm_), norm_eps_, normed, a.input_rstd);
-  a.normed_input = gather_tokens(context, normed, documents.positions.size);
+  a.normed_input = gather_tokens(context, normed, documents.tokens());
   attention_block(context, documents, a, nullptr);
   mlp_block(context, a);
 }
@@ -160,7 +160,7 @@ template <class T>
 void DecoderLayer<T>::attention_block(const Context& context, const DocumentPositions& documents, Activations& a,
                                       const LayerCache<T>* cache) const {
   const CpuStream& stream = context.stream.cpu();
-  const std::int64_t tokens = documents.positions.size, rows = a.input.rows;
+  const std::int64_t tokens = documents.tokens(), rows = a.input.rows;
   a.qkv = context.arena.matrix<T>(tokens, qkv_.out_features(), "q, k and v");
   qkv_.forward(stream, context.arena, a.normed_input, a.qkv);
   rotate(context, documents, a);
@@ -192,23 +192,23 @@ void DecoderLayer<T>::mlp_block(const Context& context, Activations& a) const {
 template <class T>
 void DecoderLayer<T>::rotate(const Context& context, const DocumentPositions& documents, Activations& a) const {
   const CpuStream& stream = context.stream.cpu();
-  const std::int64_t tokens = documents.positions.size, heads = shape_.num_heads, kv_heads = shape_.num_kv_heads;
+  const std::int64_t tokens = documents.tokens(), heads = shape_.num_heads, kv_heads = shape_.num_kv_heads;
   if (q_norm_ < 0) {
-    rotate_heads(stream, documents.rotary, documents.positions, heads + kv_heads, false, a.qkv);
+    rotate_heads(stream, documents.rotary, documents.rotary_rows, heads + kv_heads, false, a.qkv);
     return;
   }
   a.rotated_qk = context.arena.matrix<T>(tokens, (heads + kv_heads) * shape_.head_dim, "rotated q and k");
   a.qk_rstd = context.arena.matrix<float>(tokens, heads + kv_heads, "q and k norms");
   head_rms_norm<T>(stream, a.qkv, 0, heads, vector_value(q_norm_), norm_eps_, a.rotated_qk, a.qk_rstd);
   head_rms_norm<T>(stream, a.qkv, heads, kv_heads, vector_value(k_norm_), norm_eps_, a.rotated_qk, a.qk_rstd);
-  rotate_heads(stream, documents.rotary, documents.positions, heads + kv_heads, false, a.rotated_qk);
+  rotate_heads(stream, documents.rotary, documents.rotary_rows, heads + kv_heads, false, a.rotated_qk);
 }
 
 template <class T>
 void DecoderLayer<T>::attend(const Context& context, const DocumentPositions& documents, Activations& a,
                              const LayerCache<T>* cache) const {
   const CpuStream& stream = context.stream.cpu();
-  const std::int64_t tokens = documents.positions.size, q_size = shape_.num_heads * shape_.head_dim;
+  const std::int64_t tokens = documents.tokens(), q_size = shape_.num_heads * shape_.head_dim;
   const MatrixView<T> qk = q_norm_ < 0 ? a.qkv : a.rotated_qk;
   const HeadRows<const T> q{qk.data, qk.cols}, k{qk.data + q_size, qk.cols};
   const HeadRows<const T> v{a.qkv.data + q_size + kv_size(), a.qkv.cols};
@@ -263,7 +263,7 @@ void DecoderLayer<T>::backward_attention(const Context& context, const DocumentP
   const CpuStream& stream = context.stream.cpu();
   Arena& arena = context.arena;
   const Arena::Scope scope(arena);
-  const std::int64_t tokens = documents.positions.size, dim = shape_.head_dim;
+  const std::int64_t tokens = documents.tokens(), dim = shape_.head_dim;
   const std::int64_t heads = shape_.num_heads, kv_heads = shape_.num_kv_heads, q_size = heads * dim;
   const MatrixView<T> d_output = gather_tokens(context, d_residual, tokens);
   const MatrixView<T> d_attended = arena.matrix<T>(tokens, q_size);
@@ -276,7 +276,7 @@ void DecoderLayer<T>::backward_attention(const Context& context, const DocumentP
                         {a.qkv.data + q_size + kv_size(), a.qkv.cols}, {a.attended.data, q_size}, a.log_sum_exp,
                         {d_attended.data, q_size}, {d_qkv.data, d_qkv.cols}, {d_qkv.data + q_size, d_qkv.cols},
                         {d_qkv.data + q_size + kv_size(), d_qkv.cols});
-  rotate_heads(stream, documents.rotary, documents.positions, heads + kv_heads, true, d_qkv);
+  rotate_heads(stream, documents.rotary, documents.rotary_rows, heads + kv_heads, true, d_qkv);
   if (q_norm_ >= 0) {
     head_rms_norm_backward<T>(stream, arena, a.qkv, 0, heads, vector_value(q_norm_), a.qk_rstd, d_qkv,
                               parameters_->gradient(q_norm_).flat());

@@ -13,9 +13,11 @@ namespace reprise {
 
 /// Where the tokens of a micro-batch stand in their documents.
 struct DocumentPositions {
-  VectorView<const std::int64_t> offsets;    ///< [documents + 1]
-  VectorView<const std::int32_t> positions;  ///< [tokens], from the document's begin
-  MatrixView<const float> rotary;            ///< RotaryEmbedding::table that reaches the largest position
+  VectorView<const std::int64_t> offsets;      ///< [documents + 1]
+  VectorView<const std::int32_t> rotary_rows;  ///< [tokens], the row of `rotary` for the token's position
+  MatrixView<const float> rotary;              ///< RotaryEmbedding::table
+
+  [[nodiscard]] std::int64_t tokens() const { return rotary_rows.size; }
 };
 
 /// Keys and values of one layer while documents are generated, [documents * max_length, kv heads * head_dim].

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <optional>
 
 #include "core/elementwise.hpp"
@@ -113,20 +114,24 @@ VectorView<V> copy_to_arena(Arena& arena, VectorView<const V> from) {
   return to;
 }
 
-/// Positions count from `first[d]` in document d, or from 0 when `first` is empty.
+/// Positions count from `first[d]` in document d, or from 0 when `first` is empty. The rotary table has a row for every
+/// position up to the last, or one for every token where those are fewer, as when documents grow token by token.
 DocumentPositions locate(const CpuStream& stream, Arena& arena, const RotaryEmbedding& rotary,
                          VectorView<const std::int64_t> offsets, std::int64_t tokens,
                          VectorView<const std::int64_t> first) {
   const VectorView<std::int32_t> positions = arena.vector<std::int32_t>(tokens, "positions");
-  std::int64_t end = 0;
+  std::int32_t end = 0;
   for (std::int64_t d = 0; d + 1 < offsets.size; ++d) {
     const std::int64_t begin = first.empty() ? 0 : first[d];
     for (std::int64_t t = offsets[d]; t < offsets[d + 1]; ++t) {
       positions[t] = static_cast<std::int32_t>(begin + t - offsets[d]);
+      end = std::max(end, positions[t] + 1);
     }
-    if (offsets[d + 1] > offsets[d]) end = std::max(end, begin + offsets[d + 1] - offsets[d]);
   }
-  return {offsets, positions, rotary.table(stream, arena, end)};
+  const VectorView<std::int32_t> numbers = arena.vector<std::int32_t>(std::min<std::int64_t>(end, tokens), "positions");
+  std::iota(numbers.begin(), numbers.end(), 0);
+  if (end <= tokens) return {offsets, positions, rotary.table(stream, arena, numbers)};
+  return {offsets, numbers, rotary.table(stream, arena, positions)};
 }
 
 }  // namespace
@@ -310,14 +315,16 @@ MatrixView<T> DecoderModel<T>::decode(const Context& context, Cache& cache, cons
   REPRISE_CHECK(!context.sequence_parallel || context.groups.tp_size() == 1, "no sequence parallelism in decode");
   REPRISE_CHECK(batch.document_offsets.size == documents + 1, "{} offsets for a cache of {} documents",
                 batch.document_offsets.size, documents);
-  const DocumentPositions positions =
-      locate(context.stream.cpu(), arena, impl.rotary, batch.document_offsets, batch.tokens.size, cache.lengths);
+  const VectorView<const std::int64_t> offsets = batch.document_offsets;
+  const auto fresh = [&](std::int64_t d) { return offsets[d + 1] - offsets[d]; };
   for (std::int64_t d = 0; d < documents; ++d) {
-    auto& length = cache.lengths[static_cast<std::size_t>(d)];
-    length += batch.document_offsets[d + 1] - batch.document_offsets[d];
+    const std::int64_t length = cache.lengths[static_cast<std::size_t>(d)] + fresh(d);
     require(length <= cache.max_length, ErrorKind::kUsage, "document {} has {} tokens where at most {} were asked for",
             d, length, cache.max_length);
   }
+  const DocumentPositions positions =
+      locate(context.stream.cpu(), arena, impl.rotary, offsets, batch.tokens.size, cache.lengths);
+  for (std::int64_t d = 0; d < documents; ++d) cache.lengths[static_cast<std::size_t>(d)] += fresh(d);
   MatrixView<T> residual = impl.embedding->forward(context, batch.tokens);
   const std::int64_t rows = residual.rows, cols = residual.cols;
   const MatrixView<T> hidden = arena.matrix<T>(rows, cols, "hidden states");

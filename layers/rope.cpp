@@ -9,9 +9,9 @@
 
 namespace reprise {
 
-REPRISE_SIMD_DECLARE(void rotate_rows(const float* table, const std::int32_t* positions, float* x, std::int64_t rows,
+REPRISE_SIMD_DECLARE(void rotate_rows(const float* table, const std::int32_t* table_rows, float* x, std::int64_t rows,
                                       std::int64_t stride, std::int64_t heads, std::int64_t head_dim, float sign))
-REPRISE_SIMD_DECLARE(void rotate_rows(const float* table, const std::int32_t* positions, std::uint16_t* x,
+REPRISE_SIMD_DECLARE(void rotate_rows(const float* table, const std::int32_t* table_rows, std::uint16_t* x,
                                       std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head_dim,
                                       float sign))
 
@@ -39,13 +39,14 @@ RotaryEmbedding::RotaryEmbedding(const DecoderConfig& config) {
   }
 }
 
-MatrixView<float> RotaryEmbedding::table(const CpuStream& stream, Arena& arena, std::int64_t positions) const {
+MatrixView<float> RotaryEmbedding::table(const CpuStream& stream, Arena& arena,
+                                         VectorView<const std::int32_t> positions) const {
   const auto half = static_cast<std::int64_t>(frequencies_.size());
-  const MatrixView<float> table = arena.matrix<float>(positions, 2 * half, "rotary table");
-  stream.parallel_for(positions, 64, [&](std::int64_t begin, std::int64_t end) {
+  const MatrixView<float> table = arena.matrix<float>(positions.size, 2 * half, "rotary table");
+  stream.parallel_for(positions.size, 64, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t p = begin; p < end; ++p) {
       for (std::int64_t i = 0; i < half; ++i) {
-        const float angle = static_cast<float>(p) * frequencies_[static_cast<std::size_t>(i)];
+        const float angle = static_cast<float>(positions[p]) * frequencies_[static_cast<std::size_t>(i)];
         table(p, i) = static_cast<float>(std::cos(static_cast<double>(angle)));
         table(p, i + half) = static_cast<float>(std::sin(static_cast<double>(angle)));
       }
@@ -55,12 +56,12 @@ MatrixView<float> RotaryEmbedding::table(const CpuStream& stream, Arena& arena, 
 }
 
 template <class T>
-void rotate_heads(const CpuStream& stream, MatrixView<const float> table, VectorView<const std::int32_t> positions,
+void rotate_heads(const CpuStream& stream, MatrixView<const float> table, VectorView<const std::int32_t> table_rows,
                   std::int64_t heads, bool inverse, MatrixView<T> x) {
-  REPRISE_CHECK(positions.size == x.rows && heads * table.cols <= x.cols, "{} positions, x [{}, {}], {} heads of {}",
-                positions.size, x.rows, x.cols, heads, table.cols);
+  REPRISE_CHECK(table_rows.size == x.rows && heads * table.cols <= x.cols, "{} table rows, x [{}, {}], {} heads of {}",
+                table_rows.size, x.rows, x.cols, heads, table.cols);
   stream.parallel_for(x.rows, 64, [&](std::int64_t begin, std::int64_t end) {
-    REPRISE_SIMD_CALL(rotate_rows, table.data, positions.data + begin, simd_pointer(x.row(begin).data), end - begin,
+    REPRISE_SIMD_CALL(rotate_rows, table.data, table_rows.data + begin, simd_pointer(x.row(begin).data), end - begin,
                       x.cols, heads, table.cols, inverse ? -1.0f : 1.0f);
   });
 }

@@ -19,8 +19,9 @@ class RotaryEmbedding {
  public:
   explicit RotaryEmbedding(const DecoderConfig& config);
 
-  /// [positions, head_dim]: cos of positions 0, 1, ... in the first half of the columns, sin in the second.
-  [[nodiscard]] MatrixView<float> table(const CpuStream& stream, Arena& arena, std::int64_t positions) const;
+  /// [positions, head_dim]: one row per position, cos in the first half of the columns and sin in the second.
+  [[nodiscard]] MatrixView<float> table(const CpuStream& stream, Arena& arena,
+                                        VectorView<const std::int32_t> positions) const;
 
   [[nodiscard]] const std::vector<float>& frequencies() const { return frequencies_; }
 
@@ -28,10 +29,10 @@ class RotaryEmbedding {
   std::vector<float> frequencies_;  // [head_dim / 2]
 };
 
-/// Rotates in place the first `heads` heads of every row of x [tokens, >= heads head_dim] by positions[token];
-/// `inverse` rotates back, which is the backward pass.
+/// Rotates in place the first `heads` heads of every row of x [tokens, >= heads head_dim] by row table_rows[token] of
+/// the table; `inverse` rotates back, which is the backward pass.
 template <class T>
-void rotate_heads(const CpuStream& stream, MatrixView<const float> table, VectorView<const std::int32_t> positions,
+void rotate_heads(const CpuStream& stream, MatrixView<const float> table, VectorView<const std::int32_t> table_rows,
                   std::int64_t heads, bool inverse, MatrixView<T> x);
 
 }  // namespace reprise

@@ -21,11 +21,11 @@ REPRISE_SIMD_INLINE void rotate_partial(S* first, S* second, const float* cos, c
 }
 
 template <class S>
-void rotate_row_heads(const float* table, const std::int32_t* positions, S* x, std::int64_t rows, std::int64_t stride,
+void rotate_row_heads(const float* table, const std::int32_t* table_rows, S* x, std::int64_t rows, std::int64_t stride,
                       std::int64_t heads, std::int64_t head_dim, float sign) {
   const std::int64_t half = head_dim / 2;
   for (std::int64_t row = 0; row < rows; ++row) {
-    const float *cos = table + positions[row] * head_dim, *sin = cos + half;
+    const float *cos = table + table_rows[row] * head_dim, *sin = cos + half;
     for (std::int64_t head = 0; head < heads; ++head) {
       S *first = x + row * stride + head * head_dim, *second = first + half;
       std::int64_t c = 0;
@@ -37,13 +37,13 @@ void rotate_row_heads(const float* table, const std::int32_t* positions, S* x, s
 
 }  // namespace
 
-void rotate_rows(const float* table, const std::int32_t* positions, float* x, std::int64_t rows, std::int64_t stride,
+void rotate_rows(const float* table, const std::int32_t* table_rows, float* x, std::int64_t rows, std::int64_t stride,
                  std::int64_t heads, std::int64_t head_dim, float sign) {
-  rotate_row_heads(table, positions, x, rows, stride, heads, head_dim, sign);
+  rotate_row_heads(table, table_rows, x, rows, stride, heads, head_dim, sign);
 }
-void rotate_rows(const float* table, const std::int32_t* positions, std::uint16_t* x, std::int64_t rows,
+void rotate_rows(const float* table, const std::int32_t* table_rows, std::uint16_t* x, std::int64_t rows,
                  std::int64_t stride, std::int64_t heads, std::int64_t head_dim, float sign) {
-  rotate_row_heads(table, positions, x, rows, stride, heads, head_dim, sign);
+  rotate_row_heads(table, table_rows, x, rows, stride, heads, head_dim, sign);
 }
 
 }  // namespace reprise::REPRISE_SIMD

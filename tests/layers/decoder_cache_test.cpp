@@ -89,6 +89,9 @@ TEST(DecoderCache, ADocumentThatOutgrowsItIsRefused) {
     (void)rank.model.decode(rank.context, *cache, fits.batch());
     expect_error(ErrorKind::kUsage, {"document 0", "6 tokens", "5"},
                  [&] { (void)rank.model.decode(rank.context, *cache, more.batch()); });
+    // The refusal has changed nothing: the second document goes on.
+    const Documents second{{more.tokens[1]}, {0, 0, 1}};
+    EXPECT_EQ(rank.model.decode(rank.context, *cache, second.batch()).rows, 1);
   });
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numeric>
 
 #include "tests/layers/decoder_ranks.hpp"
 #include "tests/layers/simd_levels.hpp"
@@ -17,6 +18,12 @@ DecoderConfig config_with(std::int64_t head_dim, double theta) {
   return config;
 }
 
+std::vector<std::int32_t> counting(std::int64_t count) {
+  std::vector<std::int32_t> positions(static_cast<std::size_t>(count));
+  std::iota(positions.begin(), positions.end(), 0);
+  return positions;
+}
+
 TEST(RotaryEmbedding, TableHoldsTheAnglesOfTheOracle) {
   for (const double factor : {1.0, 8.0}) {
     DecoderConfig config = config_with(64, 500000.0);
@@ -24,7 +31,7 @@ TEST(RotaryEmbedding, TableHoldsTheAnglesOfTheOracle) {
     const DecoderOracle oracle(config, {});
     const CpuStream stream;
     Arena arena{Stream(stream)};
-    const MatrixView<float> table = RotaryEmbedding(config).table(stream, arena, 200);
+    const MatrixView<float> table = RotaryEmbedding(config).table(stream, arena, counting(200));
     for (std::int64_t p = 0; p < 200; ++p) {
       for (std::int64_t i = 0; i < 32; ++i) {
         EXPECT_NEAR(static_cast<double>(table(p, i)), std::cos(oracle.angle(p, i)), 2e-5);
@@ -62,7 +69,7 @@ TEST(RotaryEmbedding, RotatesTheFirstHeadsAndBackAgain) {
       const DecoderOracle oracle(config, {});
       const CpuStream stream;
       Arena arena{Stream(stream)};
-      const MatrixView<float> table = RotaryEmbedding(config).table(stream, arena, 9);
+      const MatrixView<float> table = RotaryEmbedding(config).table(stream, arena, counting(9));
       const Table before = random_table(tokens, cols, 1.0, 4);
       std::vector<float> x(before.data.begin(), before.data.end());
       std::vector<std::int32_t> positions;
