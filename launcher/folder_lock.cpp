@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "core/error.hpp"
+#include "launcher/machine_info.hpp"
 
 namespace reprise {
 
@@ -28,18 +29,13 @@ FolderLock::FolderLock(const std::filesystem::path& folder) {
     fail(ErrorKind::kUsage, "{}: in use by {}; wait for its end or name another folder", folder.string(),
          count > 0 ? std::string(holder.data()) : "another process");
   }
-  const std::string text = fmt::format("process {} on {}", ::getpid(), host_name());
+  const std::string text = fmt::format("process {} on {}", ::getpid(), read_machine_info().host);
   // Only for the message above, so a full disk is no reason to stop here.
   if (::ftruncate(descriptor_, 0) == 0) (void)!::write(descriptor_, text.data(), text.size());
 }
 
 FolderLock::~FolderLock() {
   ::close(descriptor_);
-}
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown host";
 }
 
 }  // namespace reprise

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <filesystem>
-#include <string>
 
 namespace reprise {
 
@@ -17,8 +16,5 @@ class FolderLock {
  private:
   int descriptor_ = -1;
 };
-
-/// Name of this machine, for messages and provenance.
-[[nodiscard]] std::string host_name();
 
 }  // namespace reprise

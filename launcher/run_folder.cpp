@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "core/elementwise.hpp"
 #include "core/file_io.hpp"
 #include "core/gemm.hpp"
 #include "core/strict_json.hpp"
+#include "launcher/machine_info.hpp"
 
 namespace reprise {
 
@@ -24,14 +24,6 @@ constexpr std::array<std::string_view, 20> kFreeKeys = {
     "train.log_every",     "train.probe_every", "optimizer.zero_stage",
     "optimizer.max_skips", "parallel.tensor",   "parallel.sequence_parallel",
     "parallel.transport",  "run.folder"};
-
-std::string cpu_model() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);) {
-    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
-  }
-  return "unknown";
-}
 
 void remove_earlier_run(const RunFolder& folder) {
   for (const auto& path : {folder.metrics(), folder.checkpoints(), folder.provenance(), folder.run_toml()}) {
@@ -64,8 +56,10 @@ void write_provenance(const RunFolder& folder, const RunConfig& config, Session&
                     {"data", session.groups().dp_size()},
                     {"sequence_parallel", config.parallel.sequence_parallel},
                     {"threads_per_rank", session.stream().cpu().num_threads()}};
-  json["host"] = host_name();
-  json["cpu"] = cpu_model();
+  const MachineInfo machine = read_machine_info();
+  json["host"] = machine.host;
+  json["system"] = machine.system;
+  json["cpu"] = machine.cpu_model;
   json["simd"] = simd_level_name();
   json["blas_kernel"] = gemm_kernel_name();
   json["compiler"] = __VERSION__;

@@ -179,9 +179,11 @@ void TrainRun<T>::loop(Progress& progress) {
   bool stopped = false;
   for (std::int64_t steps_here = 1; state_.step < config_.train.steps && !stopped; ++steps_here) {
     if (fault_.reached("train.step", state_.step + 1)) trainer_.poison_gradient();
+    const auto start = std::chrono::steady_clock::now();
     const PreparedStep prepared = loader.next();
     const bool stop = stop_requested() || steps_here == flags_.stop_after;
     StepOutcome outcome = trainer_.step(prepared, learning_rate(schedule_, state_.step), stop);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     stopped = outcome.stop;
 
     ++state_.step;
@@ -189,6 +191,8 @@ void TrainRun<T>::loop(Progress& progress) {
     state_.skips_in_row = outcome.metrics.skipped ? state_.skips_in_row + 1 : 0;
     measure_memory(steps_here);
     outcome.metrics.step = state_.step;
+    outcome.metrics.step_ms = 1e3 * seconds;
+    outcome.metrics.tokens_per_second = static_cast<double>(outcome.metrics.tokens) / seconds;
     outcome.metrics.memory_bytes = memory_bytes_;
     after_step(outcome.metrics, progress);
     require(state_.skips_in_row < config_.optimizer.max_skips, ErrorKind::kNonFinite,

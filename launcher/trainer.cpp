@@ -80,7 +80,6 @@ void Trainer<T>::accumulate(const Context& context, const PreparedMicroBatch& mi
 
 template <class T>
 StepOutcome Trainer<T>::step(const PreparedStep& prepared, double lr, bool stop) {
-  const Clock::time_point start = Clock::now();
   const Context context = session_.context();
   Progressed progressed;
   const std::size_t count = prepared.micro_batches.size();
@@ -104,10 +103,7 @@ StepOutcome Trainer<T>::step(const PreparedStep& prepared, double lr, bool stop)
   metrics.tokens = static_cast<std::int64_t>(result.sums.tokens);
   if (result.angles.groups > 0) metrics.angles = result.angles;
   if (result.sums.probe_tokens > 0.0) metrics.out_of_set_mass = result.sums.probe_mass / result.sums.probe_tokens;
-  const double seconds = seconds_since(start);
   metrics.head_ms = 1e3 * progressed.head_seconds;
-  metrics.step_ms = 1e3 * seconds;
-  metrics.tokens_per_second = static_cast<double>(metrics.tokens) / seconds;
   return outcome;
 }
 

@@ -13,7 +13,7 @@ namespace reprise {
 
 /// What a step tells beside its metrics.
 struct StepOutcome {
-  StepMetrics metrics;  ///< without `step` and `memory_bytes`
+  StepMetrics metrics;  ///< without step, step_ms, tokens_per_second and memory_bytes
   bool stop = false;    ///< some rank was asked to stop: all learn it in the same step
 };
 

@@ -6,130 +6,13 @@
 #include <tuple>
 
 #include "launcher/trainer.hpp"
-#include "parallel/self_communicator.hpp"
 #include "parallel/thread_communicator.hpp"
-#include "tests/layers/decoder_oracle.hpp"
+#include "tests/launcher/step_oracle.hpp"
+#include "tests/support/expect_error.hpp"
 #include "tests/support/run_fixture.hpp"
 
 namespace reprise {
 namespace {
-
-Tables read_weights(const RunFixture& fixture) {
-  const auto world = make_self_communicator();
-  Session session(*world, 1, false, 1);
-  const auto model = load_model<float>(session, fixture.config.model.path, true);
-  Tables tables;
-  for (std::int64_t p = 0; p < model->parameters.count(); ++p) {
-    const auto values = model->parameters.value(p);
-    Table table(values.rows, values.cols);
-    std::copy(values.data, values.data + values.size(), table.data.begin());
-    tables[model->parameters.spec(p).name] = table;
-  }
-  return tables;
-}
-
-/// The whole step in float64: one document after the other, full logits, textbook updates.
-struct StepOracle {
-  Tables weights, gradient, exp_avg, exp_avg_sq;
-  double loss = 0.0, grad_norm = 0.0, scale = 0.0;
-  int steps = 0;
-};
-
-void add_document(const RunFixture& fixture, std::size_t document, StepOracle& oracle, double& weighted,
-                  double& total) {
-  const auto& all = fixture.documents.tokens[document];
-  const auto& mask = fixture.documents.options.masks[document];
-  const auto& weight = fixture.documents.options.weights[document];
-  const std::vector<std::int32_t> tokens(all.begin(), all.end() - 1);
-  DecoderOracle decoder(fixture.model, oracle.weights);
-  const Table hidden = decoder.forward(tokens, {0, static_cast<std::int64_t>(tokens.size())});
-  const std::string head = fixture.model.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  const Table& w = oracle.weights.at(head);
-  Table d_hidden(hidden.rows, hidden.cols), d_head(w.rows, w.cols);
-  for (std::int64_t t = 0; t < hidden.rows; ++t) {
-    const auto next = static_cast<std::size_t>(t + 1);
-    if (mask[next] == 0) continue;
-    std::vector<double> logits(static_cast<std::size_t>(w.rows), 0.0);
-    double sum = 0.0;
-    for (std::int64_t v = 0; v < w.rows; ++v) {
-      for (std::int64_t c = 0; c < w.cols; ++c) logits[static_cast<std::size_t>(v)] += hidden(t, c) * w(v, c);
-      sum += std::exp(logits[static_cast<std::size_t>(v)]);
-    }
-    weighted += weight[next] * (std::log(sum) - logits[static_cast<std::size_t>(all[next])]);
-    total += weight[next];
-    for (std::int64_t v = 0; v < w.rows; ++v) {
-      const double probability = std::exp(logits[static_cast<std::size_t>(v)]) / sum;
-      const double delta = weight[next] * (probability - (v == all[next] ? 1.0 : 0.0));
-      for (std::int64_t c = 0; c < w.cols; ++c) {
-        d_hidden(t, c) += delta * w(v, c);
-        d_head(v, c) += delta * hidden(t, c);
-      }
-    }
-  }
-  Tables gradient = decoder.backward(d_hidden);
-  for (auto& [name, table] : oracle.gradient) {
-    for (std::size_t i = 0; i < table.data.size(); ++i) {
-      table.data[i] += gradient[name].data[i] + (name == head ? d_head.data[i] : 0.0);
-    }
-  }
-}
-
-/// g' of MoClip for one tensor (scope "tensor", obtuse "keep").
-std::vector<double> cap_angle(const std::vector<double>& g, const std::vector<double>& m, double max_angle) {
-  double gm = 0.0, gg = 0.0, mm = 0.0;
-  for (std::size_t i = 0; i < g.size(); ++i) {
-    gm += g[i] * m[i];
-    gg += g[i] * g[i];
-    mm += m[i] * m[i];
-  }
-  if (gg == 0.0 || mm == 0.0) return g;
-  std::vector<double> parallel(g.size()), result(g.size());
-  double perpendicular_norm = 0.0, parallel_norm = 0.0;
-  for (std::size_t i = 0; i < g.size(); ++i) {
-    parallel[i] = gm / mm * m[i];
-    parallel_norm += parallel[i] * parallel[i];
-    perpendicular_norm += (g[i] - parallel[i]) * (g[i] - parallel[i]);
-  }
-  const double limit = std::sqrt(parallel_norm) * std::tan(max_angle * std::acos(-1.0) / 180.0);
-  const double kept = std::min(1.0, limit / std::sqrt(perpendicular_norm));
-  for (std::size_t i = 0; i < g.size(); ++i) result[i] = parallel[i] + kept * (g[i] - parallel[i]);
-  return result;
-}
-
-void oracle_step(const RunFixture& fixture, double lr, StepOracle& oracle) {
-  for (const auto& [name, value] : oracle.weights) {
-    oracle.gradient[name] = Table(value.rows, value.cols);
-    if (oracle.steps == 0) oracle.exp_avg[name] = oracle.exp_avg_sq[name] = Table(value.rows, value.cols);
-  }
-  double weighted = 0.0, total = 0.0, squares = 0.0;
-  for (std::size_t d = 0; d < fixture.documents.tokens.size(); ++d) {
-    add_document(fixture, d, oracle, weighted, total);
-  }
-  for (const auto& [name, table] : oracle.gradient) {
-    for (const double g : table.data) squares += g * g;
-  }
-  const auto& options = fixture.config.optimizer;
-  oracle.loss = weighted / total;
-  oracle.grad_norm = std::sqrt(squares) / total;
-  oracle.scale = std::min(1.0, options.clip_norm / oracle.grad_norm) / total;
-  ++oracle.steps;
-  const double b1 = options.betas[0], b2 = options.betas[1];
-  const double c1 = 1.0 - std::pow(b1, oracle.steps), c2 = 1.0 - std::pow(b2, oracle.steps);
-  for (auto& [name, theta] : oracle.weights) {
-    std::vector<double> g = oracle.gradient[name].data;
-    for (double& value : g) value *= oracle.scale;
-    auto &m = oracle.exp_avg[name].data, &v = oracle.exp_avg_sq[name].data;
-    if (options.name == "moclip") g = cap_angle(g, m, options.max_angle);
-    const double decay = theta.cols == 1 ? 0.0 : options.weight_decay;
-    for (std::size_t i = 0; i < g.size(); ++i) {
-      m[i] = b1 * m[i] + (1.0 - b1) * g[i];
-      v[i] = b2 * v[i] + (1.0 - b2) * g[i] * g[i];
-      const double root = std::sqrt(v[i] / c2);
-      const double move = options.name == "moclip" ? std::atan2(m[i] / c1, root) : m[i] / c1 / (root + options.eps);
-      theta.data[i] -= lr * (move + decay * theta.data[i]);
-    }
-  }
-}
 
 /// What the ranks of a layout have after some steps, put together from the pieces that they own.
 struct Outcome {
@@ -196,19 +79,13 @@ RandomDocumentsOptions weighted_documents() {
   return options;
 }
 
-class TrainStepTest : public testing::TestWithParam<std::tuple<int, int, int, bool>> {};
-
-TEST_P(TrainStepTest, LossGradientsAndUpdatesAreThoseOfTheOracle) {
-  const auto [tensor, data, zero_stage, sequence_parallel] = GetParam();
-  RunFixture fixture(weighted_documents());
-  fixture.config.optimizer.zero_stage = zero_stage;
+/// One AdamW step on a layout against the oracle: loss, norm, every gradient, master weight and value.
+void expect_oracle_step(RunFixture& fixture, const Sets& sets, int tensor, int data) {
   fixture.config.optimizer.eps = 1e-3;  // keeps the update smooth where a gradient is all rounding
   fixture.config.optimizer.weight_decay = 0.1;
-  fixture.config.parallel.sequence_parallel = sequence_parallel;
   constexpr double kRate = 1e-2;
-
   StepOracle oracle{read_weights(fixture), {}, {}, {}, 0.0, 0.0, 0.0, 0};
-  oracle_step(fixture, kRate, oracle);
+  oracle_step(fixture, sets, kRate, oracle);
   const Outcome outcome = run_steps(fixture, tensor, data, 1, kRate);
 
   EXPECT_NEAR(outcome.metrics[0].loss, oracle.loss, 1e-6);
@@ -223,6 +100,16 @@ TEST_P(TrainStepTest, LossGradientsAndUpdatesAreThoseOfTheOracle) {
   }
 }
 
+class TrainStepTest : public testing::TestWithParam<std::tuple<int, int, int, bool>> {};
+
+TEST_P(TrainStepTest, LossGradientsAndUpdatesAreThoseOfTheOracle) {
+  const auto [tensor, data, zero_stage, sequence_parallel] = GetParam();
+  RunFixture fixture(weighted_documents());
+  fixture.config.optimizer.zero_stage = zero_stage;
+  fixture.config.parallel.sequence_parallel = sequence_parallel;
+  expect_oracle_step(fixture, {}, tensor, data);
+}
+
 TEST_P(TrainStepTest, MoClipTurnsAndMovesAsTheOracle) {
   const auto [tensor, data, zero_stage, sequence_parallel] = GetParam();
   RunFixture fixture(weighted_documents());
@@ -233,9 +120,9 @@ TEST_P(TrainStepTest, MoClipTurnsAndMovesAsTheOracle) {
   constexpr double kRate = 2e-2;
 
   StepOracle oracle{read_weights(fixture), {}, {}, {}, 0.0, 0.0, 0.0, 0};
-  oracle_step(fixture, kRate, oracle);
+  oracle_step(fixture, {}, kRate, oracle);
   const Tables first = oracle.exp_avg;
-  oracle_step(fixture, kRate, oracle);
+  oracle_step(fixture, {}, kRate, oracle);
   const Outcome outcome = run_steps(fixture, tensor, data, 2, kRate);
 
   EXPECT_NEAR(outcome.metrics[1].loss, oracle.loss, 1e-4);
@@ -263,6 +150,52 @@ INSTANTIATE_TEST_SUITE_P(
       return fmt::format("Tensor{}Data{}Zero{}{}", std::get<0>(layout.param), std::get<1>(layout.param),
                          std::get<2>(layout.param), std::get<3>(layout.param) ? "SequenceParallel" : "");
     });
+
+TEST(TrainStep, CandidatesOfTheStoreGiveTheOraclesStep) {
+  for (const auto& [normalization, tile_tokens, negatives] :
+       {std::tuple{"token", 1, 0}, {"token", 1, 12}, {"tile", 3, 0}, {"tile", 3, 12}, {"tile", 1000, 0}}) {
+    RunFixture fixture(weighted_documents());
+    fixture.config.replay.store = fixture.folder / "store";
+    fixture.config.replay.normalization = normalization;
+    fixture.config.replay.tile_tokens = tile_tokens;
+    fixture.config.replay.negatives = negatives;
+    fixture.config.data.pack = true;
+    const Sets sets = make_store(fixture);
+    for (const auto& [tensor, data] : {std::pair{1, 1}, {2, 1}, {1, 2}, {2, 2}}) {
+      SCOPED_TRACE(fmt::format("{}, tiles of {}, {} negatives, tensor {} x data {}", normalization, tile_tokens,
+                               negatives, tensor, data));
+      fixture.config.parallel.sequence_parallel = tensor == 2 && data == 2;
+      expect_oracle_step(fixture, sets, tensor, data);
+    }
+  }
+}
+
+TEST(TrainStep, SamplesThatTheStoreLacksAreRefusedOrSkipped) {
+  RunFixture fixture(weighted_documents());
+  fixture.config.replay.store = fixture.folder / "store";
+  fixture.config.replay.normalization = "tile";
+  const StoreProvenance provenance = store_provenance(fixture.config);
+  {  // half of the samples
+    const IndexedDataset dataset(fixture.config.data.train);
+    fixture.config.replay.store = fixture.folder / "whole";
+    make_store(fixture);
+    const ReplayStoreReader whole(fixture.folder / "whole");
+    ReplayStoreWriter writer(fixture.folder / "store", 0, provenance);
+    for (std::int64_t d = 0; d < 4; ++d) writer.append(whole.read(dataset.sample_id(d)));
+    writer.commit(1);
+    finish_store(fixture.folder / "store", provenance, 1, "{}");
+    fixture.config.replay.store = fixture.folder / "store";
+  }
+  expect_error(ErrorKind::kStoreMismatch, {"4 of the 8 samples", "replay.missing"},
+               [&] { (void)run_steps(fixture, 1, 1, 1, 1e-3); });
+  fixture.config.replay.missing = "skip";
+  std::int64_t targets = 0;
+  for (std::size_t d = 0; d < 4; ++d) {
+    const auto& mask = fixture.documents.options.masks[d];
+    targets += std::count(mask.begin() + 1, mask.end(), 1);
+  }
+  EXPECT_EQ(run_steps(fixture, 1, 2, 1, 1e-3).metrics[0].tokens, targets);
+}
 
 TEST(TrainStep, BatchingChangesTheLossByRoundingOnly) {
   RunFixture fixture(weighted_documents());
