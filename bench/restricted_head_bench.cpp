@@ -20,7 +20,7 @@
 #include "core/math.hpp"
 #include "core/random.hpp"
 #include "core/thread_pool.hpp"
-#include "loss/candidate_index.hpp"
+#include "loss/candidate_gradient.hpp"
 #include "loss/loss.hpp"
 #include "parallel/self_communicator.hpp"
 
@@ -171,17 +171,18 @@ double update_seconds(Head<T>& head, const CandidateTiles& tiles) {
   const Context context = head.context();
   const Arena::Scope scope(head.arena);
   const LocalCandidates candidates = find_local_candidates(context, tiles, {0, kVocab});
+  const std::int64_t tokens = segment_tokens(choose_gradient_order(candidates));
   double seconds = 0.0;
   for (std::int64_t first = 0; first < tiles.size();) {
-    const std::int64_t last = segment_end(candidates, first);
-    const RowIndex index = index_rows(context, candidates, first, last);
+    const std::int64_t last = segment_end(candidates, first, tokens);
+    const ListedRows listed = list_rows(context, candidates, first, last);
     constexpr std::int64_t kRowGrain = 64;
-    const std::int64_t chunks = ceil_div(index.rows.size, kRowGrain);
+    const std::int64_t chunks = ceil_div(listed.rows.size, kRowGrain);
     seconds += seconds_of([&] {
       head.stream.cpu().parallel_for(kDepth / kPanelColumns * chunks, 1, [&](std::int64_t task, std::int64_t) {
         const std::int64_t column = task / chunks * kPanelColumns, begin = task % chunks * kRowGrain;
-        for (std::int64_t i = begin; i < std::min(begin + kRowGrain, index.rows.size); ++i) {
-          REPRISE_SIMD_CALL(update_row, &head.d_weight_view()(index.rows[i], column), kPanelColumns);
+        for (std::int64_t i = begin; i < std::min(begin + kRowGrain, listed.rows.size); ++i) {
+          REPRISE_SIMD_CALL(update_row, &head.d_weight_view()(listed.rows[i], column), kPanelColumns);
         }
       });
     });

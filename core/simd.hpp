@@ -165,6 +165,18 @@ REPRISE_SIMD_INLINE void store_partial(std::uint16_t* to, Float x, std::int64_t 
 #endif
 }
 
+/// Keeps x in a register: without it the compiler may read memory again for every use, and loads become the limit.
+REPRISE_SIMD_INLINE Float in_register(Float x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
 // ---- arithmetic ----------------------------------------------------------------------------------------------------
 
 /// a * b + c, one rounding where the machine has fused multiply-add.

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/math.hpp"
-#include "loss/restricted_head_simd.hpp"
+#include "loss/candidate_gradient_simd.hpp"
 
 namespace reprise {
 
@@ -11,49 +11,121 @@ namespace {
 
 constexpr std::int64_t kTokenGrain = 16;
 constexpr std::int64_t kRowGrain = 64;
+constexpr std::int64_t kRowsAhead = 8;
+constexpr std::int64_t kMinTileTokens = 3;  // mean tokens of a tile from which a small dense product pays
 
 /// [ceil(D / kPanelColumns)][tokens][kPanelColumns], zero behind column D.
-VectorView<float> pack_panels(const Context& context, MatrixView<const float> hidden) {
-  const std::int64_t panels = ceil_div(hidden.cols, kPanelColumns);
-  const auto packed = context.arena.vector<float>(panels * hidden.rows * kPanelColumns, "panels of hidden states");
-  context.stream.cpu().parallel_for(hidden.rows, kTokenGrain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t panel = 0; panel < panels; ++panel) {
-      const std::int64_t first = panel * kPanelColumns, count = std::min(kPanelColumns, hidden.cols - first);
-      for (std::int64_t t = begin; t < end; ++t) {
-        float* to = packed.data + (panel * hidden.rows + t) * kPanelColumns;
-        std::copy_n(&hidden(t, first), count, to);
-        std::fill(to + count, to + kPanelColumns, 0.0f);
+class Panels {
+ public:
+  Panels(const Context& context, MatrixView<const float> hidden)
+      : tokens_(hidden.rows),
+        columns_(hidden.cols),
+        packed_(context.arena.vector<float>(count() * hidden.rows * kPanelColumns, "panels of hidden states")) {
+    context.stream.cpu().parallel_for(tokens_, kTokenGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = 0; i < count(); ++i) {
+        for (std::int64_t t = begin; t < end; ++t) {
+          float* to = packed_.data + (i * tokens_ + t) * kPanelColumns;
+          std::copy_n(&hidden(t, first_column(i)), columns(i), to);
+          std::fill(to + columns(i), to + kPanelColumns, 0.0f);
+        }
       }
-    }
-  });
-  return packed;
+    });
+  }
+  [[nodiscard]] std::int64_t count() const { return ceil_div(columns_, kPanelColumns); }
+  [[nodiscard]] std::int64_t first_column(std::int64_t panel) const { return panel * kPanelColumns; }
+  [[nodiscard]] std::int64_t columns(std::int64_t panel) const {
+    return std::min(kPanelColumns, columns_ - first_column(panel));
+  }
+  /// [tokens, kPanelColumns]
+  [[nodiscard]] const float* panel(std::int64_t index) const { return packed_.data + index * tokens_ * kPanelColumns; }
+
+ private:
+  std::int64_t tokens_, columns_;
+  VectorView<float> packed_;
+};
+
+/// A later element's place in d_weight, to be loaded ahead (memory answers after some rows' work), or null at the end.
+const float* later_row(MatrixView<float> d_weight, VectorView<const std::int64_t> rows, std::int64_t index,
+                       std::int64_t column) {
+  return index + kRowsAhead < rows.size ? &d_weight(rows[index + kRowsAhead], column) : nullptr;
 }
 
-void add_segment(const Context& context, const RowIndex& index, VectorView<const float> deltas,
-                 MatrixView<const float> hidden, MatrixView<float> d_weight) {
-  const VectorView<float> packed = pack_panels(context, hidden);
-  const std::int64_t panels = ceil_div(hidden.cols, kPanelColumns), chunks = ceil_div(index.rows.size, kRowGrain);
-  context.stream.cpu().parallel_for(panels * chunks, 1, [&](std::int64_t task, std::int64_t) {
+void add_by_row(const Context& context, const ListedRows& listed, const RowEntries& sorted, const Panels& panels,
+                MatrixView<float> d_weight) {
+  const std::int64_t chunks = ceil_div(listed.rows.size, kRowGrain);
+  context.stream.cpu().parallel_for(panels.count() * chunks, 1, [&](std::int64_t task, std::int64_t) {
     const std::int64_t panel = task / chunks, begin = task % chunks * kRowGrain;
-    const std::int64_t first = panel * kPanelColumns, columns = std::min(kPanelColumns, hidden.cols - first);
-    const float* hidden_panel = packed.data + panel * hidden.rows * kPanelColumns;
-    for (std::int64_t i = begin; i < std::min(begin + kRowGrain, index.rows.size); ++i) {
-      const std::int64_t entry = index.entry_begin[i], count = index.entry_begin[i + 1] - entry;
-      REPRISE_SIMD_CALL(add_row_gradient, hidden_panel, index.entries.data + entry, count, deltas.data,
-                        &d_weight(index.rows[i], first), columns);
+    const std::int64_t column = panels.first_column(panel);
+    for (std::int64_t i = begin; i < std::min(begin + kRowGrain, listed.rows.size); ++i) {
+      REPRISE_SIMD_CALL(add_row_gradient, panels.panel(panel), sorted.entries.data + sorted.begin[i],
+                        sorted.begin[i + 1] - sorted.begin[i], &d_weight(listed.rows[i], column), panels.columns(panel),
+                        later_row(d_weight, listed.rows, i, column));
+    }
+  });
+}
+
+/// One panel of the rows [begin, end) of `listed`. sums: [end - begin, kPanelColumns], zero before and after.
+void add_panel_by_tile(const LocalCandidates& candidates, std::int64_t first, std::int64_t last,
+                       const ListedRows& listed, Range part, VectorView<const float> deltas, const float* panel,
+                       float* sums) {
+  const std::int64_t id_begin = candidates.tiles[first].id_begin;
+  for (std::int64_t i = first; i < last; ++i) {
+    const LocalCandidates::Tile& tile = candidates.tiles[i];
+    const std::int32_t* slots = listed.slots.data + tile.id_begin - id_begin;
+    const std::int32_t* from = std::lower_bound(slots, slots + tile.num_ids(), part.begin);
+    const std::int32_t* to = std::lower_bound(from, slots + tile.num_ids(), part.end);
+    REPRISE_SIMD_CALL(add_tile_gradient, panel + (tile.token_begin - listed.token_begin) * kPanelColumns, tile.tokens(),
+                      from, to - from, deltas.data + tile.logits + (from - slots) * tile.tokens(), part.begin, sums);
+  }
+}
+
+void add_by_tile(const Context& context, const LocalCandidates& candidates, std::int64_t first, std::int64_t last,
+                 const ListedRows& listed, VectorView<const float> deltas, const Panels& panels,
+                 MatrixView<float> d_weight) {
+  // Tasks are (panel, part of the rows); a worker takes every n-th and has row sums of its own.
+  const std::int64_t workers = context.stream.cpu().num_threads();
+  const std::int64_t parts = ceil_div(workers, panels.count());
+  const std::int64_t part_rows = ceil_div(std::max<std::int64_t>(listed.rows.size, 1), parts);
+  const auto all_sums = context.arena.matrix<float>(workers, part_rows * kPanelColumns, "sums of listed rows");
+  context.stream.cpu().parallel_for(workers, 1, [&](std::int64_t worker, std::int64_t) {
+    const VectorView<float> sums = all_sums.row(worker);
+    std::fill(sums.begin(), sums.end(), 0.0f);
+    for (std::int64_t task = worker; task < panels.count() * parts; task += workers) {
+      const std::int64_t panel = task / parts, column = panels.first_column(panel);
+      const std::int64_t begin = std::min(task % parts * part_rows, listed.rows.size);
+      const Range part{begin, std::min(begin + part_rows, listed.rows.size)};
+      add_panel_by_tile(candidates, first, last, listed, part, deltas, panels.panel(panel), sums.data);
+      for (std::int64_t i = part.begin; i < part.end; ++i) {
+        REPRISE_SIMD_CALL(flush_row_sums, sums.data + (i - part.begin) * kPanelColumns,
+                          &d_weight(listed.rows[i], column), panels.columns(panel),
+                          later_row(d_weight, listed.rows, i, column));
+      }
     }
   });
 }
 
 }  // namespace
 
+GradientOrder choose_gradient_order(const LocalCandidates& candidates) {
+  std::int64_t ids = 0;
+  for (const LocalCandidates::Tile& tile : candidates.tiles) ids += tile.num_ids();
+  return candidates.num_logits >= kMinTileTokens * ids ? GradientOrder::kByTile : GradientOrder::kByRow;
+}
+
 void add_candidate_gradient(const Context& context, const LocalCandidates& candidates, VectorView<const float> deltas,
                             MatrixView<const float> hidden, MatrixView<float> d_weight) {
+  const GradientOrder order = choose_gradient_order(candidates);
   for (std::int64_t first = 0; first < candidates.tiles.size;) {
     const Arena::Scope scope(context.arena);
-    const std::int64_t last = segment_end(candidates, first);
-    const RowIndex index = index_rows(context, candidates, first, last);
-    add_segment(context, index, deltas, hidden.row_range(index.token_begin, index.tokens()), d_weight);
+    const std::int64_t last = segment_end(candidates, first, segment_tokens(order));
+    const ListedRows listed = list_rows(context, candidates, first, last);
+    const Panels panels(context, hidden.row_range(listed.token_begin, listed.tokens()));
+    if (order == GradientOrder::kByRow) {
+      const RowEntries sorted = sort_by_row(context, candidates, first, last, listed, deltas);
+      add_by_row(context, listed, sorted, panels, d_weight);
+    } else {
+      add_by_tile(context, candidates, first, last, listed, deltas, panels, d_weight);
+    }
     first = last;
   }
 }

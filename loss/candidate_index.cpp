@@ -39,47 +39,59 @@ LocalCandidates find_local_candidates(const Context& context, const CandidateTil
   return local;
 }
 
-std::int64_t segment_end(const LocalCandidates& candidates, std::int64_t first) {
+std::int64_t segment_end(const LocalCandidates& candidates, std::int64_t first, std::int64_t most_tokens) {
   const std::int64_t begin = candidates.tiles[first].token_begin;
   std::int64_t last = first + 1;
-  while (last < candidates.tiles.size && candidates.tiles[last].token_end - begin <= kSegmentTokens) ++last;
+  while (last < candidates.tiles.size && candidates.tiles[last].token_end - begin <= most_tokens) ++last;
   return last;
 }
 
-RowIndex index_rows(const Context& context, const LocalCandidates& candidates, std::int64_t first, std::int64_t last) {
-  const std::int64_t vocab_rows = candidates.own.size();
+ListedRows list_rows(const Context& context, const LocalCandidates& candidates, std::int64_t first, std::int64_t last) {
   const std::int64_t id_begin = candidates.tiles[first].id_begin, id_end = candidates.tiles[last - 1].id_end;
   const auto ids = candidates.ids.slice(id_begin, id_end - id_begin);
-  const auto row_of = [&](std::int64_t i) { return ids[i] - candidates.own.begin; };
+  const auto slots = context.arena.vector<std::int32_t>(ids.size, "slots of candidates");
+  const auto rows = context.arena.vector<std::int64_t>(std::min(ids.size, candidates.own.size()), "listed rows");
 
-  const auto next = context.arena.vector<std::int64_t>(vocab_rows, "entries by vocabulary row");
-  std::fill(next.begin(), next.end(), 0);
-  for (std::int64_t i = 0; i < ids.size; ++i) ++next[row_of(i)];
-  const std::int64_t num_rows = vocab_rows - std::count(next.begin(), next.end(), 0);
-  const auto rows = context.arena.vector<std::int64_t>(num_rows, "listed rows");
-  const auto entry_begin = context.arena.vector<std::int64_t>(num_rows + 1, "entries of listed rows");
-  std::int64_t row = 0, entry = 0;
-  for (std::int64_t v = 0; v < vocab_rows; ++v) {
-    const std::int64_t count = next[v];
-    if (count == 0) continue;
-    rows[row] = v;
-    entry_begin[row++] = entry;
-    next[v] = entry;
-    entry += count;
+  const Arena::Scope scope(context.arena);
+  const auto slot_of = context.arena.vector<std::int32_t>(candidates.own.size(), "slots of vocabulary rows");
+  std::fill(slot_of.begin(), slot_of.end(), -1);
+  for (const std::int32_t id : ids) slot_of[id - candidates.own.begin] = 0;
+  std::int32_t num_rows = 0;
+  for (std::int64_t row = 0; row < slot_of.size; ++row) {
+    if (slot_of[row] < 0) continue;
+    rows[num_rows] = row;
+    slot_of[row] = num_rows++;
   }
-  entry_begin[row] = entry;
+  for (std::int64_t i = 0; i < ids.size; ++i) slots[i] = slot_of[ids[i] - candidates.own.begin];
+  return {candidates.tiles[first].token_begin, candidates.tiles[last - 1].token_end, rows.slice(0, num_rows), slots};
+}
 
-  const std::int64_t token_begin = candidates.tiles[first].token_begin;
-  const auto entries = context.arena.vector<RowEntry>(ids.size, "candidates by row");
+RowEntries sort_by_row(const Context& context, const LocalCandidates& candidates, std::int64_t first, std::int64_t last,
+                       const ListedRows& listed, VectorView<const float> deltas) {
+  const std::int64_t id_begin = candidates.tiles[first].id_begin;
+  const auto begin = context.arena.vector<std::int64_t>(listed.rows.size + 1, "entries of listed rows");
+  std::fill(begin.begin(), begin.end(), 0);
+  std::int64_t num_entries = 0;
   for (std::int64_t i = first; i < last; ++i) {
     const LocalCandidates::Tile& tile = candidates.tiles[i];
+    for (std::int64_t k = tile.id_begin; k < tile.id_end; ++k) begin[listed.slots[k - id_begin]] += tile.tokens();
+    num_entries += tile.num_ids() * tile.tokens();
+  }
+  const auto entries = context.arena.vector<RowEntry>(num_entries, "candidates by row");
+  // From counts to the end of each row's entries; filling from behind leaves the begin.
+  std::int64_t end = 0;
+  for (std::int64_t& row : begin) row = end += row;
+  for (std::int64_t i = last - 1; i >= first; --i) {
+    const LocalCandidates::Tile& tile = candidates.tiles[i];
     for (std::int64_t k = 0; k < tile.num_ids(); ++k) {
-      entries[next[row_of(tile.id_begin - id_begin + k)]++] = {
-          static_cast<std::int32_t>(tile.token_begin - token_begin), static_cast<std::int32_t>(tile.tokens()),
-          tile.logits + k * tile.tokens()};
+      std::int64_t& place = begin[listed.slots[tile.id_begin - id_begin + k]];
+      for (std::int64_t t = tile.tokens() - 1; t >= 0; --t) {
+        entries[--place] = {static_cast<std::int32_t>(tile.token_begin + t - listed.token_begin),
+                            deltas[tile.logits + k * tile.tokens() + t]};
+      }
     }
   }
-  return {token_begin, candidates.tiles[last - 1].token_end, rows, entry_begin, entries};
+  return {begin, entries};
 }
 
 }  // namespace reprise

@@ -29,23 +29,29 @@ struct LocalCandidates {
 /// Copies into arena memory what lies on this rank.
 [[nodiscard]] LocalCandidates find_local_candidates(const Context& context, const CandidateTiles& tiles, Range own);
 
-/// The candidates of some consecutive tiles by vocabulary row: for row i of `rows`, the entries
-/// [entry_begin[i], entry_begin[i + 1]), in order of their tokens.
-struct RowIndex {
+/// The vocabulary rows that some consecutive tiles list.
+struct ListedRows {
   std::int64_t token_begin = 0, token_end = 0;  ///< tokens of those tiles
   VectorView<const std::int64_t> rows;          ///< ascending, counted from this rank's first row
-  VectorView<const std::int64_t> entry_begin;   ///< [rows + 1]
-  VectorView<const RowEntry> entries;
+  VectorView<const std::int32_t> slots;         ///< for each candidate of the tiles, its place in `rows`
 
   [[nodiscard]] std::int64_t tokens() const { return token_end - token_begin; }
 };
 
-/// First tile behind a segment that starts with tile `first`: at most kSegmentTokens tokens, at least one tile.
-inline constexpr std::int64_t kSegmentTokens = 1024;
-[[nodiscard]] std::int64_t segment_end(const LocalCandidates& candidates, std::int64_t first);
+/// First tile behind a segment that starts with tile `first`: at most `most_tokens` tokens, at least one tile.
+[[nodiscard]] std::int64_t segment_end(const LocalCandidates& candidates, std::int64_t first, std::int64_t most_tokens);
 
-/// Counting sort of the tiles [first, last) by vocabulary row; arena memory.
-[[nodiscard]] RowIndex index_rows(const Context& context, const LocalCandidates& candidates, std::int64_t first,
-                                  std::int64_t last);
+/// Rows of the tiles [first, last); arena memory.
+[[nodiscard]] ListedRows list_rows(const Context& context, const LocalCandidates& candidates, std::int64_t first,
+                                   std::int64_t last);
+
+/// (token, delta) of those tiles sorted by row (counting sort, tokens in order within a row): row i of `listed` has the
+/// entries [begin[i], begin[i + 1]). deltas: as LocalCandidates lays logits out. Arena memory.
+struct RowEntries {
+  VectorView<const std::int64_t> begin;  ///< [rows + 1]
+  VectorView<const RowEntry> entries;
+};
+[[nodiscard]] RowEntries sort_by_row(const Context& context, const LocalCandidates& candidates, std::int64_t first,
+                                     std::int64_t last, const ListedRows& listed, VectorView<const float> deltas);
 
 }  // namespace reprise

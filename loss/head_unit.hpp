@@ -20,18 +20,18 @@ struct HeadUnit {
   float* logits;          ///< [num_ids, logits_stride], of which `tokens` columns belong to this unit
   std::int64_t logits_stride;
   float* accumulator;  ///< [tokens, depth] sum over candidates of exp(z - max) dz/dx W
+  float* scratch;      ///< [2 tokens, depth rounded up to 16]
   float* max;          ///< [tokens]
   float* sum_exp;      ///< [tokens] sum of exp(z - max)
 };
 
-/// One tile that lists a vocabulary row.
+/// One token that lists a vocabulary row.
 struct RowEntry {
-  std::int32_t token;   ///< the tile's first token, counted in its panel of hidden states
-  std::int32_t tokens;  ///< in the tile
-  std::int64_t delta;   ///< where the row's deltas of these tokens start
+  std::int32_t token;  ///< counted in its panel of hidden states
+  float delta;
 };
 
-/// Columns of a packed panel of hidden states: what one row's gradient keeps in registers.
+/// Columns of a packed panel of hidden states or of row gradients.
 inline constexpr std::int64_t kPanelColumns = 128;
 
 }  // namespace reprise

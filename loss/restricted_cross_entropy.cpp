@@ -1,11 +1,12 @@
 #include "loss/restricted_cross_entropy.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <type_traits>
 
-#include "core/elementwise.hpp"
+#include "core/math.hpp"
 #include "loss/candidate_gradient.hpp"
 #include "loss/loss_batch_check.hpp"
 #include "loss/restricted_head_simd.hpp"
@@ -16,6 +17,7 @@ namespace {
 
 constexpr std::int64_t kUnitTokens = 64;  // tokens of a tile that visit its rows together
 constexpr std::int64_t kTokenGrain = 16;
+constexpr std::int64_t kMaxWidth = 16;  // floats of the widest vector
 
 const float* raw(const float* rows) {
   return rows;
@@ -24,14 +26,10 @@ const std::uint16_t* raw(const BFloat16* rows) {
   return reinterpret_cast<const std::uint16_t*>(rows);
 }
 
-struct Unit {
-  std::int64_t tile, token_begin, tokens;
-};
-
-VectorView<const Unit> cut_units(const Context& context, const LocalCandidates& candidates) {
+VectorView<const TokenUnit> cut_units(const Context& context, const LocalCandidates& candidates) {
   std::int64_t count = 0;
   for (const auto& tile : candidates.tiles) count += (tile.tokens() + kUnitTokens - 1) / kUnitTokens;
-  const auto units = context.arena.vector<Unit>(count, "units of work");
+  const auto units = context.arena.vector<TokenUnit>(count, "units of work");
   std::int64_t next = 0;
   for (std::int64_t i = 0; i < candidates.tiles.size; ++i) {
     const auto& tile = candidates.tiles[i];
@@ -91,29 +89,42 @@ template <class T>
 void RestrictedCrossEntropy<T>::visit_candidates(const Context& context, MatrixView<const T> weight,
                                                  VectorView<TokenStatistics> local) const {
   const Arena::Scope scope(context.arena);
-  const VectorView<const Unit> units = cut_units(context, candidates_);
-  context.stream.cpu().parallel_for(units.size, 1, [&](std::int64_t index, std::int64_t) {
-    const Unit& unit = units[index];
-    const LocalCandidates::Tile& tile = candidates_.tiles[unit.tile];
-    float max[kUnitTokens], sum_exp[kUnitTokens];
-    using Storage = std::remove_cvref_t<decltype(*raw(weight.data))>;
-    const HeadUnit<Storage> work{.hidden = hidden_.row(unit.token_begin).data,
-                                 .tokens = unit.tokens,
-                                 .depth = hidden_.cols,
-                                 .weight = raw(weight.data),
-                                 .ids = candidates_.ids.data + tile.id_begin,
-                                 .num_ids = tile.num_ids(),
-                                 .first_id = candidates_.own.begin,
-                                 .scale = options_.logit_scale,
-                                 .softcap = options_.softcap,
-                                 .logits = logits_.data + tile.logits + (unit.token_begin - tile.token_begin),
-                                 .logits_stride = tile.tokens(),
-                                 .accumulator = accumulator_.row(unit.token_begin).data,
-                                 .max = max,
-                                 .sum_exp = sum_exp};
-    REPRISE_SIMD_CALL(head_forward, work);
-    for (std::int64_t t = 0; t < unit.tokens; ++t) local[unit.token_begin + t] = {max[t], sum_exp[t], 0.0f};
+  const VectorView<const TokenUnit> units = cut_units(context, candidates_);
+  // A worker takes the next unit that is left; which worker it is changes nothing but the scratch.
+  const std::int64_t workers = context.stream.cpu().num_threads();
+  const auto scratch =
+      context.arena.matrix<float>(workers, 2 * kUnitTokens * round_up(hidden_.cols, kMaxWidth), "units");
+  std::atomic<std::int64_t> next = 0;
+  context.stream.cpu().parallel_for(workers, 1, [&](std::int64_t worker, std::int64_t) {
+    for (std::int64_t i = next++; i < units.size; i = next++) {
+      visit_unit(units[i], weight, local, scratch.row(worker).data);
+    }
   });
+}
+
+template <class T>
+void RestrictedCrossEntropy<T>::visit_unit(const TokenUnit& unit, MatrixView<const T> weight,
+                                           VectorView<TokenStatistics> local, float* scratch) const {
+  const LocalCandidates::Tile& tile = candidates_.tiles[unit.tile];
+  float max[kUnitTokens], sum_exp[kUnitTokens];
+  using Storage = std::remove_cvref_t<decltype(*raw(weight.data))>;
+  const HeadUnit<Storage> work{.hidden = hidden_.row(unit.token_begin).data,
+                               .tokens = unit.tokens,
+                               .depth = hidden_.cols,
+                               .weight = raw(weight.data),
+                               .ids = candidates_.ids.data + tile.id_begin,
+                               .num_ids = tile.num_ids(),
+                               .first_id = candidates_.own.begin,
+                               .scale = options_.logit_scale,
+                               .softcap = options_.softcap,
+                               .logits = logits_.data + tile.logits + (unit.token_begin - tile.token_begin),
+                               .logits_stride = tile.tokens(),
+                               .accumulator = accumulator_.row(unit.token_begin).data,
+                               .scratch = scratch,
+                               .max = max,
+                               .sum_exp = sum_exp};
+  REPRISE_SIMD_CALL(head_forward, work);
+  for (std::int64_t t = 0; t < unit.tokens; ++t) local[unit.token_begin + t] = {max[t], sum_exp[t], 0.0f};
 }
 
 template <class T>

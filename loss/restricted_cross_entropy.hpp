@@ -8,6 +8,11 @@
 
 namespace reprise {
 
+/// Tokens of one tile that visit the tile's rows together.
+struct TokenUnit {
+  std::int64_t tile, token_begin, tokens;
+};
+
 /// Cross-entropy over the candidates of each token's tile (kToken is tiles of one token), without forming any other
 /// logit.
 ///
@@ -30,6 +35,8 @@ class RestrictedCrossEntropy final : public HeadLoss<T> {
 
  private:
   void visit_candidates(const Context& context, MatrixView<const T> weight, VectorView<TokenStatistics> local) const;
+  void visit_unit(const TokenUnit& unit, MatrixView<const T> weight, VectorView<TokenStatistics> local,
+                  float* scratch) const;
   void read_gold_logits(VectorView<TokenStatistics> local) const;
   void finish_d_selected(const Context& context, MatrixView<const T> weight) const;
   void make_deltas(const Context& context) const;

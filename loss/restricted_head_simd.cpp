@@ -9,15 +9,35 @@ constexpr std::int64_t kMaxTokens = 8;           // tokens of a register block
 constexpr std::int64_t kMaxGroup = 48;           // rows visited together
 constexpr std::int64_t kGroupBytes = 192 << 10;  // of rows, so that they, H, dH and the next rows share L2
 constexpr std::int64_t kAccumulators = REPRISE_SIMD_WIDTH == 16 ? 24 : 12;
-constexpr std::int64_t kLine = 64;
+constexpr std::int64_t kLine = 64;  // bytes
 
 template <std::int64_t kTokens>
 constexpr std::int64_t kBlockRows = kAccumulators / kTokens > 8 ? 8 : kAccumulators / kTokens;
 template <std::int64_t kTokens>
 constexpr std::int64_t kBlockVectors = 16 / kTokens > 8 ? 8 : 16 / kTokens;
 
+// ---- packing: [depth / kWidth][kTokens][kWidth], zero behind depth. Rows as they lie would share cache sets, because
+// their distance is mostly a power of two.
+
+template <std::int64_t kTokens>
+void pack(const float* rows, std::int64_t depth, float* packed) {
+  for (std::int64_t i = 0; i < depth; i += kWidth) {
+    const std::int64_t count = depth - i < kWidth ? depth - i : kWidth;
+    for (std::int64_t t = 0; t < kTokens; ++t, packed += kWidth)
+      store(packed, load_partial(rows + t * depth + i, count));
+  }
+}
+
+template <std::int64_t kTokens>
+void unpack(const float* packed, std::int64_t depth, float* rows) {
+  for (std::int64_t i = 0; i < depth; i += kWidth) {
+    const std::int64_t count = depth - i < kWidth ? depth - i : kWidth;
+    for (std::int64_t t = 0; t < kTokens; ++t, packed += kWidth)
+      store_partial(rows + t * depth + i, load(packed), count);
+  }
+}
+
 // ---- logits: kRows rows of W times kTokens tokens, both streamed once
-// ------------------------------------------------
 
 template <std::int64_t kRows, std::int64_t kTokens, class T>
 REPRISE_SIMD_INLINE void dot_block(const T* const* rows, const float* hidden, std::int64_t depth, float* dots) {
@@ -27,15 +47,15 @@ REPRISE_SIMD_INLINE void dot_block(const T* const* rows, const float* hidden, st
     Float w[kRows];
     for (std::int64_t r = 0; r < kRows; ++r) w[r] = load(rows[r] + i);
     for (std::int64_t t = 0; t < kTokens; ++t) {
-      const Float h = load(hidden + t * depth + i);
+      const Float h = in_register(load(hidden + i * kTokens + t * kWidth));
       for (std::int64_t r = 0; r < kRows; ++r) sums[r][t] = fma(w[r], h, sums[r][t]);
     }
   }
   if (whole < depth) {
-    for (std::int64_t t = 0; t < kTokens; ++t) {
-      const Float h = load_partial(hidden + t * depth + whole, depth - whole);
-      for (std::int64_t r = 0; r < kRows; ++r) {
-        sums[r][t] = fma(load_partial(rows[r] + whole, depth - whole), h, sums[r][t]);
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      const Float w = load_partial(rows[r] + whole, depth - whole);
+      for (std::int64_t t = 0; t < kTokens; ++t) {
+        sums[r][t] = fma(w, load(hidden + whole * kTokens + t * kWidth), sums[r][t]);
       }
     }
   }
@@ -47,36 +67,38 @@ REPRISE_SIMD_INLINE void dot_block(const T* const* rows, const float* hidden, st
 /// dots [num_rows, kTokens]
 template <std::int64_t kTokens, class T>
 void dot_rows(const T* const* rows, std::int64_t num_rows, const float* hidden, std::int64_t depth, float* dots) {
+  constexpr std::int64_t kRows = kBlockRows<kTokens>;
   std::int64_t r = 0;
-  for (; r + kBlockRows<kTokens> <= num_rows; r += kBlockRows<kTokens>) {
-    dot_block<kBlockRows<kTokens>, kTokens>(rows + r, hidden, depth, dots + r * kTokens);
+  for (; r + kRows <= num_rows; r += kRows) {
+    dot_block<kRows, kTokens>(rows + r, hidden, depth, dots + r * kTokens);
   }
   for (; r < num_rows; ++r) dot_block<1, kTokens>(rows + r, hidden, depth, dots + r * kTokens);
 }
 
 // ---- unnormalised dH: kTokens rows of the accumulator, kVectors vectors of columns at a time
-// -------------------------
 
-template <std::int64_t kTokens, std::int64_t kVectors, class T>
+/// Columns [column, column + kVectors kWidth), or where kPartial the last `rest` < kWidth ones.
+template <std::int64_t kTokens, std::int64_t kVectors, bool kPartial, class T>
 REPRISE_SIMD_INLINE void accumulate_block(const T* const* rows, std::int64_t num_rows, const float* factors,
-                                          const float* rescale, std::int64_t column, std::int64_t depth,
+                                          const float* rescale, std::int64_t column, std::int64_t rest,
                                           float* accumulator) {
   Float sums[kTokens][kVectors];
+  float* packed = accumulator + column * kTokens;
   for (std::int64_t t = 0; t < kTokens; ++t) {
-    for (std::int64_t v = 0; v < kVectors; ++v) {
-      sums[t][v] = rescale[t] * load(accumulator + t * depth + column + v * kWidth);
-    }
+    for (std::int64_t v = 0; v < kVectors; ++v) sums[t][v] = rescale[t] * load(packed + (v * kTokens + t) * kWidth);
   }
   for (std::int64_t r = 0; r < num_rows; ++r) {
     Float w[kVectors];
-    for (std::int64_t v = 0; v < kVectors; ++v) w[v] = load(rows[r] + column + v * kWidth);
+    for (std::int64_t v = 0; v < kVectors; ++v) {
+      w[v] = kPartial ? load_partial(rows[r] + column, rest) : load(rows[r] + column + v * kWidth);
+    }
     for (std::int64_t t = 0; t < kTokens; ++t) {
       const Float factor = broadcast(factors[r * kTokens + t]);
       for (std::int64_t v = 0; v < kVectors; ++v) sums[t][v] = fma(factor, w[v], sums[t][v]);
     }
   }
   for (std::int64_t t = 0; t < kTokens; ++t) {
-    for (std::int64_t v = 0; v < kVectors; ++v) store(accumulator + t * depth + column + v * kWidth, sums[t][v]);
+    for (std::int64_t v = 0; v < kVectors; ++v) store(packed + (v * kTokens + t) * kWidth, sums[t][v]);
   }
 }
 
@@ -93,28 +115,21 @@ REPRISE_SIMD_INLINE void prefetch_rows(const T* const* rows, std::int64_t num_ro
 template <std::int64_t kTokens, class T>
 void accumulate_rows(const T* const* rows, std::int64_t num_rows, const float* factors, const float* rescale,
                      std::int64_t depth, float* accumulator, const T* const* next, std::int64_t num_next) {
-  constexpr std::int64_t kStep = kBlockVectors<kTokens> * kWidth;
+  constexpr std::int64_t kVectors = kBlockVectors<kTokens>;
   std::int64_t column = 0;
-  for (; column + kStep <= depth; column += kStep) {
-    prefetch_rows(next, num_next, column, kStep);
-    accumulate_block<kTokens, kBlockVectors<kTokens>>(rows, num_rows, factors, rescale, column, depth, accumulator);
+  for (; column + kVectors * kWidth <= depth; column += kVectors * kWidth) {
+    prefetch_rows(next, num_next, column, kVectors * kWidth);
+    accumulate_block<kTokens, kVectors, false>(rows, num_rows, factors, rescale, column, 0, accumulator);
   }
   for (; column + kWidth <= depth; column += kWidth) {
-    accumulate_block<kTokens, 1>(rows, num_rows, factors, rescale, column, depth, accumulator);
+    accumulate_block<kTokens, 1, false>(rows, num_rows, factors, rescale, column, 0, accumulator);
   }
-  const std::int64_t rest = depth - column;
-  if (rest == 0) return;
-  for (std::int64_t t = 0; t < kTokens; ++t) {
-    Float sum = rescale[t] * load_partial(accumulator + t * depth + column, rest);
-    for (std::int64_t r = 0; r < num_rows; ++r) {
-      sum = fma(broadcast(factors[r * kTokens + t]), load_partial(rows[r] + column, rest), sum);
-    }
-    store_partial(accumulator + t * depth + column, sum, rest);
+  if (column < depth) {
+    accumulate_block<kTokens, 1, true>(rows, num_rows, factors, rescale, column, depth - column, accumulator);
   }
 }
 
 // ---- softmax of a block [num_rows, kTokens]; lane i of a vector belongs to token i % kTokens
-// -------------------------
 
 template <std::int64_t kTokens>
 REPRISE_SIMD_INLINE Float repeat(const float* values) {
@@ -172,16 +187,15 @@ void softmax_block(float* logits, std::int64_t num_rows, float scale, float soft
 }
 
 // ---- the visit
-// -------------------------------------------------------------------------------------------------------
 
 template <std::int64_t kTokens, class T>
 void visit_rows(const HeadUnit<T>& unit, std::int64_t first_token, std::int64_t first_row, const T* const* rows,
-                std::int64_t num_rows, const T* const* next, std::int64_t num_next) {
+                std::int64_t num_rows, const float* hidden, float* accumulator, const T* const* next,
+                std::int64_t num_next) {
   alignas(64) float logits[kMaxGroup * kTokens];
   alignas(64) float factors[kMaxGroup * kTokens];
   float rescale[kTokens];
-  float* accumulator = unit.accumulator + first_token * unit.depth;
-  dot_rows<kTokens>(rows, num_rows, unit.hidden + first_token * unit.depth, unit.depth, logits);
+  dot_rows<kTokens>(rows, num_rows, hidden, unit.depth, logits);
   softmax_block<kTokens>(logits, num_rows, unit.scale, unit.softcap, unit.max + first_token, unit.sum_exp + first_token,
                          factors, rescale);
   for (std::int64_t r = 0; r < num_rows; ++r) {
@@ -191,40 +205,55 @@ void visit_rows(const HeadUnit<T>& unit, std::int64_t first_token, std::int64_t 
   accumulate_rows<kTokens>(rows, num_rows, factors, rescale, unit.depth, accumulator, next, num_next);
 }
 
+/// body.operator()<kTokens>(first token) for blocks of 8, 4, 2 and 1 tokens that cover the unit.
+template <class Body>
+REPRISE_SIMD_INLINE void for_each_block(std::int64_t tokens, const Body& body) {
+  std::int64_t t = 0;
+  for (; t + 8 <= tokens; t += 8) body.template operator()<8>(t);
+  if (t + 4 <= tokens) body.template operator()<4>(t), t += 4;
+  if (t + 2 <= tokens) body.template operator()<2>(t), t += 2;
+  if (t < tokens) body.template operator()<1>(t);
+}
+
+/// Pointers to the rows of the candidates [first, first + group) or as many as there are; returns their number.
+template <class T>
+std::int64_t find_rows(const HeadUnit<T>& unit, std::int64_t first, std::int64_t group, const T** rows) {
+  const std::int64_t left = unit.num_ids > first ? unit.num_ids - first : 0;
+  const std::int64_t count = left < group ? left : group;
+  for (std::int64_t r = 0; r < count; ++r) rows[r] = unit.weight + (unit.ids[first + r] - unit.first_id) * unit.depth;
+  return count;
+}
+
 template <class T>
 void forward(const HeadUnit<T>& unit) {
   const std::int64_t row_bytes = unit.depth * static_cast<std::int64_t>(sizeof(T));
-  std::int64_t group = kGroupBytes / row_bytes / 12 * 12;
-  group = group < 12 ? 12 : (group > kMaxGroup ? kMaxGroup : group);
+  const std::int64_t step = unit.tokens < 4 ? 8 : 12;  // a multiple of every kBlockRows in use
+  std::int64_t group = (unit.tokens > 8 ? 2 : 1) * kGroupBytes / row_bytes / step * step;
+  group = group < step ? step : (group > kMaxGroup ? kMaxGroup : group);
 
+  const std::int64_t padded_depth = (unit.depth + kWidth - 1) / kWidth * kWidth;
+  float* hidden = unit.scratch;
+  float* accumulator = unit.scratch + unit.tokens * padded_depth;
+  for_each_block(unit.tokens, [&]<std::int64_t kTokens>(std::int64_t t) {
+    pack<kTokens>(unit.hidden + t * unit.depth, unit.depth, hidden + t * padded_depth);
+  });
+  for (std::int64_t i = 0; i < unit.tokens * padded_depth; i += kWidth) store(accumulator + i, zero());
   for (std::int64_t t = 0; t < unit.tokens; ++t) unit.max[t] = -__builtin_inff(), unit.sum_exp[t] = 0.0f;
-  for (std::int64_t i = 0; i < unit.tokens * unit.depth; ++i) unit.accumulator[i] = 0.0f;
 
   const T* pointers[2][kMaxGroup];
-  const auto find_rows = [&](std::int64_t first, const T** rows) __attribute__((always_inline)) {
-    const std::int64_t count = unit.num_ids - first < group ? unit.num_ids - first : group;
-    for (std::int64_t r = 0; r < count; ++r) {
-      rows[r] = unit.weight + (unit.ids[first + r] - unit.first_id) * unit.depth;
-    }
-    return count;
-  };
-  std::int64_t num_rows = find_rows(0, pointers[0]);
+  std::int64_t num_rows = find_rows(unit, 0, group, pointers[0]);
   for (std::int64_t first = 0, side = 0; first < unit.num_ids; first += group, side ^= 1) {
-    const T* const* rows = pointers[side];
     const T** next = pointers[side ^ 1];
-    const std::int64_t num_next = first + group < unit.num_ids ? find_rows(first + group, next) : 0;
-    std::int64_t t = 0, prefetched = num_next;
-    const auto visit = [&]<std::int64_t kTokens>() __attribute__((always_inline)) {
-      for (; t + kTokens <= unit.tokens; t += kTokens, prefetched = 0) {
-        visit_rows<kTokens>(unit, t, first, rows, num_rows, next, prefetched);
-      }
-    };
-    visit.template operator()<8>();
-    visit.template operator()<4>();
-    visit.template operator()<2>();
-    visit.template operator()<1>();
+    const std::int64_t num_next = find_rows(unit, first + group, group, next);
+    for_each_block(unit.tokens, [&]<std::int64_t kTokens>(std::int64_t t) {
+      visit_rows<kTokens>(unit, t, first, pointers[side], num_rows, hidden + t * padded_depth,
+                          accumulator + t * padded_depth, next, t + kTokens == unit.tokens ? num_next : 0);
+    });
     num_rows = num_next;
   }
+  for_each_block(unit.tokens, [&]<std::int64_t kTokens>(std::int64_t t) {
+    unpack<kTokens>(accumulator + t * padded_depth, unit.depth, unit.accumulator + t * unit.depth);
+  });
 }
 
 template <class T>
@@ -278,28 +307,6 @@ void finish_d_hidden(float* x, std::int64_t size, float factor, const float* row
 }
 void finish_d_hidden(float* x, std::int64_t size, float factor, const std::uint16_t* row, float gold_factor) {
   finish(x, size, factor, row, gold_factor);
-}
-
-void add_row_gradient(const float* panel, const RowEntry* entries, std::int64_t num_entries, const float* deltas,
-                      float* d_row, std::int64_t columns) {
-  constexpr std::int64_t kVectors = 8;
-  for (std::int64_t first = 0; first < columns; first += kVectors * kWidth) {
-    Float sums[kVectors] = {};
-    for (std::int64_t e = 0; e < num_entries; ++e) {
-      const float* delta = deltas + entries[e].delta;
-      const float* hidden = panel + entries[e].token * kPanelColumns + first;
-      for (std::int64_t t = 0; t < entries[e].tokens; ++t, hidden += kPanelColumns) {
-        const Float factor = broadcast(delta[t]);
-        for (std::int64_t v = 0; v < kVectors; ++v) sums[v] = fma(factor, load(hidden + v * kWidth), sums[v]);
-      }
-    }
-    for (std::int64_t v = 0; v < kVectors; ++v) {
-      const std::int64_t begin = first + v * kWidth;
-      const std::int64_t count = columns - begin < kWidth ? columns - begin : kWidth;
-      if (count <= 0) break;
-      store_partial(d_row + begin, load_partial(d_row + begin, count) + sums[v], count);
-    }
-  }
 }
 
 }  // namespace reprise::REPRISE_SIMD

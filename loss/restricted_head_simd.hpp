@@ -22,9 +22,4 @@ REPRISE_SIMD_DECLARE(void finish_d_hidden(float* x, std::int64_t size, float fac
 REPRISE_SIMD_DECLARE(void finish_d_hidden(float* x, std::int64_t size, float factor, const std::uint16_t* row,
                                           float gold_factor))
 
-/// d_row [columns] += sum over entries and their tokens of delta times the panel's row.
-/// panel: [tokens, kPanelColumns], zero behind `columns`.
-REPRISE_SIMD_DECLARE(void add_row_gradient(const float* panel, const RowEntry* entries, std::int64_t num_entries,
-                                           const float* deltas, float* d_row, std::int64_t columns))
-
 }  // namespace reprise

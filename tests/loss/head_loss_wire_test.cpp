@@ -117,9 +117,9 @@ TEST(HeadLossMemoryTest, NoBufferOfTokensTimesVocabulary) {
                                                .tile_tokens = 8,
                                                .candidates = 20,
                                                .negatives = 64});
-  EXPECT_LT(arena_bytes<float>(tiles, Normalization::kTile), kAllLogits / 40);
+  EXPECT_LT(arena_bytes<float>(tiles, Normalization::kTile), kAllLogits / 12);
   EXPECT_LT(arena_bytes<float>(tiles, Normalization::kFull), kAllLogits / 16);
-  EXPECT_LT(arena_bytes<BFloat16>(tiles, Normalization::kTile), kAllLogits / 40);
+  EXPECT_LT(arena_bytes<BFloat16>(tiles, Normalization::kTile), kAllLogits / 12);
 }
 
 }  // namespace
