@@ -22,6 +22,7 @@ double share_of(std::int64_t part, std::int64_t whole) {
 }
 
 std::string histogram(const CollectStatistics& statistics) {
+  if (statistics.tokens == 0) return "";
   const auto& sizes = statistics.set_size;
   std::size_t largest = sizes.size();
   while (largest > 1 && sizes[largest - 1] == 0) --largest;

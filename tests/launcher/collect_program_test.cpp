@@ -37,6 +37,7 @@ std::map<std::uint64_t, Record> read_store(const std::filesystem::path& folder) 
 }
 
 TEST(CollectProgram, RecordsEveryTargetReportsAndIsDoneOnce) {
+  std::map<std::uint64_t, Record> first;
   for (const auto& [ranks, tensor] : {std::pair{1, 1}, {2, 2}, {2, 1}, {3, 1}}) {
     CollectProgram program;
     program.config.parallel.tensor = tensor;
@@ -49,6 +50,10 @@ TEST(CollectProgram, RecordsEveryTargetReportsAndIsDoneOnce) {
     EXPECT_TRUE(verify_store(program.config.replay.store).empty());
     const auto records = read_store(program.config.replay.store);
     ASSERT_EQ(records.size(), program.documents.tokens.size());
+    if (first.empty()) first = records;
+    std::int64_t differing = 0;  // layouts change logits by rounding, and so at most a rare id at a set's boundary
+    for (const auto& [id, record] : records) differing += std::get<3>(record) == std::get<3>(first.at(id)) ? 0 : 1;
+    EXPECT_LE(differing, 1);
     std::int64_t tokens = 0;
     for (std::size_t d = 0; d < program.documents.tokens.size(); ++d) {
       const auto& mask = program.documents.options.masks[d];

@@ -126,6 +126,19 @@ TEST(TrainProgram, AStopSignalToOneRankWritesACheckpointAndExits75) {
   }
 }
 
+TEST(TrainProgram, RanksAsThreadsAndAsProcessesGiveTheSameBits) {
+  for (const int tensor : {1, 2}) {
+    TrainProgram program;
+    program.config.parallel.tensor = tensor;
+    program.config.optimizer.zero_stage = 2;
+    program.name_run("processes");
+    ASSERT_EQ(program.train(2).exit_code, 0);
+    program.name_run("threads");
+    ASSERT_EQ(program.train(1, "", {"--ranks", "2"}).exit_code, 0);
+    expect_same_run(program, "threads", "processes");
+  }
+}
+
 TEST(TrainProgram, StopAfterCountsTheStepsOfThisProcess) {
   TrainProgram program;
   program.name_run("whole");

@@ -213,6 +213,20 @@ TEST(TrainStep, BatchingChangesTheLossByRoundingOnly) {
   }
 }
 
+TEST(TrainStep, NothingIsAllocatedOnceTheFirstStepsAreDone) {
+  RunFixture fixture;
+  fixture.config.data.shuffle = false;
+  const auto world = make_thread_communicators(1);
+  Session session(*world[0], 1, false, 1);
+  const auto model = load_model<float>(session, fixture.config.model.path, false);
+  const TrainingData training(fixture.config, model->config.vocab_size, session.groups());
+  Trainer<float> trainer(session, fixture.config, *model);
+  for (int i = 0; i < 2; ++i) trainer.step(training.prepare(i), 1e-3, false);
+  const std::int64_t bytes = session.arena().high_water_bytes();
+  for (int i = 2; i < 6; ++i) trainer.step(training.prepare(i), 1e-3, false);
+  EXPECT_EQ(session.arena().high_water_bytes(), bytes);
+}
+
 TEST(TrainStep, SequenceLengthCutsAndSamplesWithoutTargetsDoNoWork) {
   RunFixture fixture;
   auto& documents = fixture.documents;
