@@ -130,7 +130,9 @@ class CommandLine {
         app = app->get_subcommands()[0];
         command += app->get_name() + " ";
       }
-      fail(ErrorKind::kUsage, "{}\nsee: reprise {}--help", error.what(), command);
+      return refuse(fmt::format("{}\nsee: reprise {}--help", error.what(), command));
+    } catch (const Error& error) {
+      return refuse(error.what());
     }
     return action_();
   }
@@ -144,8 +146,13 @@ class CommandLine {
   }
   /// What one process does; the others of an mpirun are idle.
   void set_single(CLI::App& command, std::function<int()> work) {
-    command.callback(
-        [this, work = std::move(work)] { action_ = [work] { return detect_launch().rank == 0 ? work() : 0; }; });
+    command.callback([this, work = std::move(work)] {
+      action_ = [work] { return detect_launch().rank == 0 ? report_failures(work) : 0; };
+    });
+  }
+  /// A wrong command line, which all ranks see alike.
+  int refuse(const std::string& message) {
+    return ranked({}, [&](Communicator&, int) { throw Error(ErrorKind::kUsage, message); });
   }
   using RankWork = std::function<void(Communicator& world, int threads)>;
   int ranked(const RankOptions& options, const RankWork& work) { return run_ranked(argc_, argv_, options, work); }
@@ -176,7 +183,9 @@ class CommandLine {
     added.callback([this] {
       action_ = [this] {
         const auto exit_code = [](int problems) { return problems == 0 ? 0 : static_cast<int>(ErrorKind::kUsage); };
-        if (!detect_launch().mpi) return exit_code(doctor_command(doctor_file_, nullptr));
+        if (!detect_launch().mpi) {
+          return report_failures([&] { return exit_code(doctor_command(doctor_file_, nullptr)); });
+        }
         int problems = 0;
         const int code = ranked({.transport = "mpi", .thread_ranks = 1, .threads = 0},
                                 [&](Communicator& world, int) { problems = doctor_command(doctor_file_, &world); });
@@ -222,8 +231,8 @@ class CommandLine {
     ranks_.add_to(added);
     added.callback([this] {
       action_ = [this] {
-        const RunConfig config = collect_.read();
-        return in_session(config, [&](Session& session) { collect_command(session, config, fresh_); });
+        return in_session(collect_,
+                          [&](Session& session, const RunConfig& config) { collect_command(session, config, fresh_); });
       };
     });
   }
@@ -242,9 +251,9 @@ class CommandLine {
     ranks_.add_to(added);
     added.callback([this] {
       action_ = [this] {
-        const RunConfig config = train_.read();
         const TrainFlags flags{.fresh = fresh_, .stop_after = stop_after_};
-        return in_session(config, [&](Session& session) { train_command(session, config, flags); });
+        return in_session(train_,
+                          [&](Session& session, const RunConfig& config) { train_command(session, config, flags); });
       };
     });
   }
@@ -378,12 +387,23 @@ class CommandLine {
     ranks_.add_to(command);
   }
 
-  int in_session(const RunConfig& config, const std::function<void(Session& session)>& work) {
-    return ranked(ranks_.options(config.parallel.transport, config.parallel.tensor),
-                  [&](Communicator& world, int threads) {
-                    Session session(world, config.parallel.tensor, config.parallel.sequence_parallel, threads);
-                    work(session);
-                  });
+  int in_session(const RunFileFlags& file, const std::function<void(Session& session, const RunConfig& config)>& work) {
+    const auto run = [&](const RunConfig& config, Communicator& world, int threads) {
+      Session session(world, config.parallel.tensor, config.parallel.sequence_parallel, threads);
+      work(session, config);
+    };
+    if (detect_launch().mpi) {
+      return ranked(ranks_.options("mpi", 1), [&](Communicator& world, int threads) {
+        const RunConfig config = file.read();
+        check_transport(ranks_.options(config.parallel.transport, config.parallel.tensor));
+        run(config, world, threads);
+      });
+    }
+    return report_failures([&] {
+      const RunConfig config = file.read();
+      return ranked(ranks_.options(config.parallel.transport, config.parallel.tensor),
+                    [&](Communicator& world, int threads) { run(config, world, threads); });
+    });
   }
   int in_grid(const std::function<void(Session& session)>& work) {
     return ranked(ranks_.options("auto", tensor_), [&](Communicator& world, int threads) {
@@ -414,5 +434,5 @@ class CommandLine {
 }  // namespace reprise
 
 int main(int argc, char** argv) {
-  return reprise::report_failures([&] { return reprise::CommandLine(argc, argv).run(); });
+  return reprise::CommandLine(argc, argv).run();
 }

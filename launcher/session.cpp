@@ -67,7 +67,7 @@ void print_failure(const Failure& failure, bool with_rank) {
 void print_failure_once(const Failure& failure, int world_size) {
   std::signal(SIGTERM, SIG_DFL);  // what a launcher sends to the rest of an aborted job
   if (failure.rank > 0) {
-    constexpr int kFirst = 300, kEach = 20, kLongest = 2000;
+    constexpr int kFirst = 2000, kEach = 20, kLongest = 5000;
     std::this_thread::sleep_for(std::chrono::milliseconds(std::min(kFirst + kEach * failure.rank, kLongest)));
   }
   print_failure(failure, world_size > 1 && failure.rank > 0);
@@ -130,25 +130,17 @@ int run_alone(const RankOptions& options, const Body& body) {
 }
 
 int run_with(int argc, char** argv, const RankOptions& options, const Body& body) {
-  require(options.thread_ranks >= 1, ErrorKind::kUsage, "{} ranks: must be at least 1", options.thread_ranks);
   const LaunchEnvironment launch = detect_launch();
-  std::string transport = options.transport;
-  if (transport == "auto") transport = launch.mpi ? "mpi" : options.thread_ranks > 1 ? "thread" : "self";
-  require(
-      options.thread_ranks == 1 || transport == "thread", ErrorKind::kUsage,
-      "--ranks {} makes ranks as threads of one process, but the transport is {}; leave --ranks away under mpirun or "
-      "srun, or set parallel.transport=thread",
-      options.thread_ranks, transport);
-  require(
-      transport == "mpi" || launch.size == 1, ErrorKind::kUsage,
-      "{} started {} processes, but parallel.transport = \"{}\" makes each of them a job of its own; use \"auto\" or "
-      "\"mpi\"",
-      launch.launcher.empty() ? "the launcher" : launch.launcher, launch.size, transport);
-  if (transport == "mpi") return run_with_mpi(argc, argv, options, body);
-  if (transport == "thread") return run_with_threads(options, body);
-  require(transport == "self", ErrorKind::kUsage,
-          "parallel.transport = \"{}\": must be one of \"auto\", \"self\", \"thread\", \"mpi\"", transport);
-  return run_alone(options, body);
+  if (launch.mpi || options.transport == "mpi") {
+    // MPI comes first, so that a failure that all ranks find ends the job by one voice.
+    return run_with_mpi(argc, argv, options, [&](Communicator& world, int threads) {
+      check_transport(options);
+      body(world, threads);
+    });
+  }
+  check_transport(options);
+  const bool threads = options.transport == "thread" || options.thread_ranks > 1;
+  return threads ? run_with_threads(options, body) : run_alone(options, body);
 }
 
 volatile std::sig_atomic_t stop_signal = 0;
@@ -166,13 +158,30 @@ Session::Session(Communicator& world, std::int64_t tensor_size, bool sequence_pa
       groups_(ProcessGroups::make(world, static_cast<int>(tensor_size))),
       sequence_parallel_(sequence_parallel) {}
 
-int report_failures(const std::function<int()>& body) {
+void check_transport(const RankOptions& options) {
   const LaunchEnvironment launch = detect_launch();
+  require(options.thread_ranks >= 1, ErrorKind::kUsage, "{} ranks: must be at least 1", options.thread_ranks);
+  const std::string& transport = options.transport;
+  require(transport == "auto" || transport == "self" || transport == "thread" || transport == "mpi", ErrorKind::kUsage,
+          "parallel.transport = \"{}\": must be one of \"auto\", \"self\", \"thread\", \"mpi\"", transport);
+  require(
+      !launch.mpi || transport == "auto" || transport == "mpi", ErrorKind::kUsage,
+      "{} started {} processes, but parallel.transport = \"{}\" makes each of them a job of its own; use \"auto\" or "
+      "\"mpi\"",
+      launch.launcher, launch.size, transport);
+  const bool threads = transport == "thread" || (transport == "auto" && !launch.mpi);
+  require(options.thread_ranks == 1 || threads, ErrorKind::kUsage,
+          "--ranks {} makes ranks as threads of one process; leave it away under mpirun or srun, and with "
+          "parallel.transport = \"{}\"",
+          options.thread_ranks, transport);
+}
+
+int report_failures(const std::function<int()>& body) {
   try {
     return body();
   } catch (...) {
-    const Failure failure = current_failure(launch.rank);
-    print_failure_once(failure, launch.size);
+    const Failure failure = current_failure(0);
+    print_failure(failure, false);
     return failure.exit_code;
   }
 }

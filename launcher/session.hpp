@@ -41,14 +41,18 @@ struct RankOptions {
   int threads = 0;                 ///< per rank; 0 = cores of the affinity mask / ranks on this host
 };
 
+/// Runs body(world, threads) on every rank; under mpirun or srun MPI is started before anything can fail.
+/// Throws Error(kUsage) for options that contradict each other or the launcher; run_ranked does it, too.
+void check_transport(const RankOptions& options);
+
 /// Runs body(world, threads) on every rank and returns the exit code of the process. An Error on any rank is printed
 /// once ("rank 3: ...", without the rank where all of them failed alike) and ends all ranks with its code: MPI_Abort,
 /// or the poisoned thread group.
 [[nodiscard]] int run_ranked(int argc, char** argv, const RankOptions& options,
                              const std::function<void(Communicator& world, int threads)>& body);
 
-/// Runs body, whose failure is printed like that of a rank, and returns the exit code of the process: for what is done
-/// before the ranks meet. Under mpirun or srun rank 0 speaks first; the others speak only when it stays silent.
+/// Runs body, whose failure is printed like that of a rank, and returns the exit code of the process: for what one
+/// process does without ranks.
 [[nodiscard]] int report_failures(const std::function<int()>& body);
 
 /// Set by SIGUSR1 and SIGTERM: finish the step, write a checkpoint, end with kPreempted.

@@ -119,7 +119,8 @@ TEST(CommandLine, CheckPlansAnyWorldInTextAndJson) {
   EXPECT_EQ(report["layout"]["data"], 2);
   EXPECT_EQ(report["data"][0]["samples"], 8);
   EXPECT_GT(report["memory"]["total"], 0);
-  expect_ending(program.run(words({"--world", "3"})), 2, {"3 ranks do not fit", "parallel.tensor that fit: 1"});
+  expect_ending(program.run(words({"--world", "3"})), 2, {"3 ranks do not fit", "no value of parallel.tensor fits"});
+  expect_ending(program.run(words({"--world", "4", "parallel.tensor=3"})), 2, {"parallel.tensor that fit: 1, 2, 4"});
   expect_ending(program.run(words({"parallel.tensor=3", "--world", "3"})), 2, {"num_attention_heads = 4"});
   expect_ending(program.run(words({"data.train=nowhere"})), 3, {"nowhere"});
   EXPECT_FALSE(std::filesystem::exists(program.config.run.folder)) << "check writes nothing";
