@@ -54,12 +54,13 @@ void describe(const IndexedDataset& dataset, const RunConfig& config, Session& s
 
 template <class T>
 void run_collect(Session& session, const RunConfig& config, const StoreProvenance& provenance) {
-  const auto model = load_model<T>(session, config.model.path, true);
-  require(config.data.sequence_length <= model->config.max_position_embeddings, ErrorKind::kUsage,
+  const DecoderConfig decoder = read_decoder_config(config.model.path);
+  require(config.data.sequence_length <= decoder.max_position_embeddings, ErrorKind::kUsage,
           "data.sequence_length = {}: the model knows {} positions (max_position_embeddings of {})",
-          config.data.sequence_length, model->config.max_position_embeddings, config.model.path);
-  const IndexedDataset dataset(config.data.train, model->config.vocab_size);
+          config.data.sequence_length, decoder.max_position_embeddings, config.model.path);
+  const IndexedDataset dataset(config.data.train, decoder.vocab_size);
   describe(dataset, config, session);
+  const auto model = load_model<T>(session, config.model.path, true);
   const Collected collected = collect(session, config, *model, dataset, provenance);
   if (collected.stopped) {
     fail(ErrorKind::kPreempted, "stopped as asked; the same command goes on from the last commit in {}",
@@ -69,7 +70,7 @@ void run_collect(Session& session, const RunConfig& config, const StoreProvenanc
     const int writers = session.world().size();
     finish_store(config.replay.store, provenance, writers, statistics_to_json(collected.statistics));
     remove_partial_statistics(config.replay.store, writers);
-    print_report(config, ReplayStoreReader(config.replay.store).manifest(), model->config.vocab_size);
+    print_report(config, ReplayStoreReader(config.replay.store).manifest(), decoder.vocab_size);
   }
   session.world().barrier();
 }

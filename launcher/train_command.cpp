@@ -1,4 +1,5 @@
 #include <chrono>
+#include <cmath>
 #include <optional>
 
 #include "core/error.hpp"
@@ -7,6 +8,7 @@
 #include "launcher/commands.hpp"
 #include "launcher/evaluator.hpp"
 #include "launcher/fault_injection.hpp"
+#include "launcher/hugging_face.hpp"
 #include "launcher/prefetcher.hpp"
 #include "launcher/progress.hpp"
 #include "launcher/run_folder.hpp"
@@ -34,19 +36,21 @@ class TrainRun {
         flags_(flags),
         fault_(FaultInjection::from_environment(session.world().rank())),
         folder_(session.world(), config.run.folder, flags.fresh),
-        model_(load_model<T>(session, config.model.path, false)),
-        data_(config, model_->config.vocab_size, session.groups()),
+        decoder_(read_decoder_config(config.model.path)),
+        data_(config, decoder_.vocab_size, session.groups()),
         config_(with_total_steps(config, data_)),
-        trainer_(session, config_, *model_),
         schedule_(config_.schedule_options(config_.train.steps)) {
-    require(config_.data.sequence_length <= model_->config.max_position_embeddings, ErrorKind::kUsage,
+    require(config_.data.sequence_length <= decoder_.max_position_embeddings, ErrorKind::kUsage,
             "data.sequence_length = {}: the model knows {} positions (max_position_embeddings of {})",
-            config_.data.sequence_length, model_->config.max_position_embeddings, config_.model.path);
+            config_.data.sequence_length, decoder_.max_position_embeddings, config_.model.path);
     std::uint64_t ordinal = 1;
     for (const std::string& prefix : config_.data.eval) {
-      evaluation_.emplace_back(std::make_unique<IndexedDataset>(prefix, model_->config.vocab_size, ordinal++));
+      evaluation_.emplace_back(std::make_unique<IndexedDataset>(prefix, decoder_.vocab_size, ordinal++));
       (void)count_data(*evaluation_.back(), config_.data.sequence_length);
     }
+    // Last, because it may take minutes and everything above can be wrong.
+    model_ = load_model<T>(session, config_.model.path, false);
+    trainer_.emplace(session, config_, *model_);
   }
 
   void run();
@@ -66,11 +70,12 @@ class TrainRun {
   TrainFlags flags_;
   FaultInjection fault_;
   RunFolder folder_;
-  std::unique_ptr<LoadedModel<T>> model_;
+  DecoderConfig decoder_;
   TrainingData data_;
   RunConfig config_;
-  Trainer<T> trainer_;
   ScheduleOptions schedule_;
+  std::unique_ptr<LoadedModel<T>> model_;
+  std::optional<Trainer<T>> trainer_;
   std::vector<std::unique_ptr<IndexedDataset>> evaluation_;
   std::optional<MetricsFile> metrics_;  // rank 0
   TrainerState state_;
@@ -91,7 +96,7 @@ bool TrainRun<T>::resume() {
     for (const std::string& problem : found->passed_over) fmt::print(stderr, "warning: passed over {}\n", problem);
   }
   require_same_run(folder_, read_trainer_state(found->folder), config_, data_.provenance());
-  Optimizer<T>& optimizer = trainer_.optimizer();
+  Optimizer<T>& optimizer = trainer_->optimizer();
   state_ = load_checkpoint(session_.groups(), found->folder, model_->parameters.specs(), optimizer.held_pieces());
   optimizer.set_steps_taken(state_.steps_taken);
   optimizer.publish_parameters(session_.context());
@@ -127,7 +132,7 @@ bool TrainRun<T>::evaluate_all(Progress& progress) {
     progress.print(fmt::format("step {}: {} loss {:.4f} over {} tokens", state_.step, prefix, result.loss,
                                format_count(result.tokens)));
     if (i > 0 || state_.step == 0) continue;  // the best is one that was trained
-    best = state_.best_step < 0 || result.loss < state_.best_eval;
+    best = std::isfinite(result.loss) && (state_.best_step < 0 || result.loss < state_.best_eval);
     if (best) {
       state_.best_eval = result.loss;
       state_.best_step = state_.step;
@@ -139,13 +144,13 @@ bool TrainRun<T>::evaluate_all(Progress& progress) {
 template <class T>
 void TrainRun<T>::save(Progress& progress) {
   if (saved_step_ == state_.step) return;
-  state_.steps_taken = trainer_.optimizer().steps_taken();
+  state_.steps_taken = trainer_->optimizer().steps_taken();
   state_.next_sample = state_.step * config_.train.global_batch;
   state_.metrics_bytes = metrics_ ? metrics_->bytes() : 0;
   state_.run_toml = to_toml(config_);
   state_.model_fingerprint = data_.provenance().at("model");
   const auto folder = save_checkpoint(session_.groups(), folder_.checkpoints(), state_, model_->parameters.specs(),
-                                      trainer_.optimizer().owned_pieces(), config_.train.keep);
+                                      trainer_->optimizer().owned_pieces(), config_.train.keep);
   saved_step_ = state_.step;
   progress.print(fmt::format("step {}: checkpoint {}", state_.step, folder.string()));
 }
@@ -178,11 +183,11 @@ void TrainRun<T>::loop(Progress& progress) {
                                   [&](std::int64_t step) { return data_.prepare(step); });
   bool stopped = false;
   for (std::int64_t steps_here = 1; state_.step < config_.train.steps && !stopped; ++steps_here) {
-    if (fault_.reached("train.step", state_.step + 1)) trainer_.poison_gradient();
+    if (fault_.reached("train.step", state_.step + 1)) trainer_->poison_gradient();
     const auto start = std::chrono::steady_clock::now();
     const PreparedStep prepared = loader.next();
     const bool stop = stop_requested() || steps_here == flags_.stop_after;
-    StepOutcome outcome = trainer_.step(prepared, learning_rate(schedule_, state_.step), stop);
+    StepOutcome outcome = trainer_->step(prepared, learning_rate(schedule_, state_.step), stop);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     stopped = outcome.stop;
 

@@ -202,6 +202,20 @@ TEST(TrainProgram, TheLockKeepsASecondRunOut) {
   EXPECT_EQ(first.wait(), 75);
 }
 
+TEST(TrainProgram, ASignalToMpirunStopsAllRanksWithACheckpoint) {
+  TrainProgram program;
+  program.config.train.steps = 100000;
+  program.config.train.checkpoint_every = 0;
+  program.config.train.eval_every = 0;
+  RunningProgram running(program.command(program.run_words("train"), 2), program.options());
+  const auto metrics = program.folder / "run/metrics.jsonl";
+  ASSERT_TRUE(wait_until(
+      [&] { return std::filesystem::exists(metrics) && comparable_metrics(program.folder / "run").size() > 2; }));
+  running.signal(SIGUSR1);
+  EXPECT_EQ(running.wait(), 75) << running.printed();
+  EXPECT_EQ(list_checkpoints(program.folder / "run/checkpoints").size(), 1u);
+}
+
 TEST(TrainProgram, SkipsASingleBadStepAndCountsIt) {
   for (const int ranks : {1, 2}) {
     TrainProgram program;

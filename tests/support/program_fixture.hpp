@@ -69,6 +69,7 @@ inline std::vector<nlohmann::json> comparable_metrics(const std::filesystem::pat
   std::vector<nlohmann::json> lines;
   std::istringstream text(read_text_file(run / "metrics.jsonl", ErrorKind::kData));
   for (std::string line; std::getline(text, line);) {
+    if (text.eof()) break;  // a line that is being written
     lines.push_back(nlohmann::json::parse(line));
     for (const char* key : {"head_ms", "step_ms", "tokens_per_second", "memory_bytes"}) lines.back().erase(key);
   }
