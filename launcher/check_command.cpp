@@ -36,7 +36,7 @@ void print_model(const CheckReport& report, const RunConfig& config) {
   if (report.largest_token_id >= 0) {
     const std::int64_t padding = model.vocab_size - report.largest_token_id - 1;
     fmt::print(", the tokenizer's largest id is {}{}", report.largest_token_id,
-               padding > 0 ? fmt::format(": {} rows of padding, which stay in the softmax as in transformers",
+               padding > 0 ? fmt::format("\n  {} rows of padding stay in the softmax, as in transformers",
                                          format_count(padding))
                            : "");
   }
@@ -90,7 +90,7 @@ void print_store(const CheckReport& report, const RunConfig& config) {
       report.store_ids / std::max<std::int64_t>(1, report.store_positions), format_bytes(report.store_largest_bytes));
 }
 
-void print_memory(const CheckReport& report) {
+void print_memory(const CheckReport& report, const RunConfig& config) {
   const MemoryEstimate& memory = report.memory;
   TextTable table("rl");
   const auto add = [&](std::int64_t bytes, const char* what) {
@@ -98,7 +98,7 @@ void print_memory(const CheckReport& report) {
   };
   add(memory.weights, "weights");
   add(memory.gradients, "gradients (float32)");
-  add(memory.optimizer, report.model.vocab_size > 0 ? "optimizer: moments, master weights" : "");
+  add(memory.optimizer, config.model.dtype == "float32" ? "optimizer: moments" : "optimizer: master weights, moments");
   add(memory.activations, "activations of the largest micro-batch");
   add(memory.head, "loss head");
   add(memory.store, "replay store");
@@ -204,7 +204,7 @@ void check_command(const RunConfig& config, std::int64_t world_size, bool json) 
   print_data(report, config);
   print_run(report, config);
   print_store(report, config);
-  print_memory(report);
+  print_memory(report, config);
   print_wire(report);
   print_disk(report);
   if (!report.notes.empty() || !report.warnings.empty()) fmt::print("\n");

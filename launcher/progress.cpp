@@ -104,7 +104,7 @@ void Progress::draw(std::int64_t done, const std::string& note, bool last) {
   std::string line = fmt::format("{} [{}{}] {:3.0f} %  {}", what_, std::string(filled, '='),
                                  std::string(kBar - filled, ' '), 100.0 * share, facts);
   const std::size_t columns = terminal_columns();
-  if (line.size() >= columns) line.resize(columns - 1);  // a wrapped line could not be redrawn
+  if (!last && line.size() >= columns) line.resize(columns - 1);  // a wrapped line could not be redrawn
   put(fmt::format("{}{}{}", kClearLine, line, last ? "\n" : ""));
 }
 

@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::int64_t kFloatBytes = 4;
 /// Code, libraries, MPI's buffers and the loader's next batches; measured on small models.
-constexpr std::int64_t kProgramBytes = std::int64_t{80} << 20;
+constexpr std::int64_t kProgramBytes = std::int64_t{40} << 20;
 
 double ring_all_reduce(double bytes, double ranks) {
   return 2.0 * bytes * (ranks - 1.0) / ranks;

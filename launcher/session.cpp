@@ -79,9 +79,9 @@ int run_with_mpi(int argc, char** argv, const RankOptions& options, const Body& 
   MpiEnvironment mpi(&argc, &argv);
   const auto world = mpi.world();
   try {
-    const int threads = options.threads > 0
-                            ? options.threads
-                            : threads_of_rank(gather_rank_places(*world), static_cast<std::size_t>(world->rank()));
+    const auto places = gather_rank_places(*world);  // always, lest ranks with other flags wait for ever
+    const int threads =
+        options.threads > 0 ? options.threads : threads_of_rank(places, static_cast<std::size_t>(world->rank()));
     set_gemm_threads(1);  // GEMM tiles run on the rank's own threads
     body(*world, threads);
     return 0;

@@ -72,6 +72,22 @@ TEST(CommandLine, WhatAllRanksFindIsSaidOnceUnderMpirun) {
   EXPECT_EQ(occurrences(result.printed, "error: rank"), 0U) << result.printed;
 }
 
+TEST(CommandLine, WhatOneRankFindsEndsAllOfThemAndIsSaidByIt) {
+  ProgramFixture program;
+  const auto good = program.run_words("train");
+  const std::string bad = program.folder / "bad.toml";
+  write_file_atomically(bad, "[train]\nstep = 5\n");
+  std::vector<std::string> words = {REPRISE_MPIEXEC, "-n", "1", REPRISE_PROGRAM};
+  words.insert(words.end(), good.begin(), good.end());
+  for (const std::string& word : {std::string(":"), std::string("-n"), std::string("1"), std::string(REPRISE_PROGRAM),
+                                  std::string("train"), bad}) {
+    words.push_back(word);
+  }
+  const ProgramResult result = run_program(words, program.options());
+  expect_ending(result, 2, {"error: rank 1: ", "did you mean \"train.steps\"?"});
+  EXPECT_EQ(occurrences(result.printed, "error:"), 1U) << result.printed;
+}
+
 TEST(CommandLine, TransportsThatContradictTheLauncherAreRefused) {
   ProgramFixture program;
   expect_ending(program.train(2, "", {"--ranks", "2"}), 2, {"--ranks 2"});
