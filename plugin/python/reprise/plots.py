@@ -34,10 +34,13 @@ def _figure(draw: Callable, size: tuple[float, float] = SIZE) -> str:
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img" width="100%"', svg[svg.index("<svg"):], count=1)
 
 
+def _is_global(run: Run) -> bool:
+    return run.optimizer == "moclip" and run.config["optimizer"]["angle_scope"] == "global"
+
+
 def _style(run: Run) -> dict:
-    is_global = run.config["optimizer"]["angle_scope"] == "global" and run.optimizer == "moclip"
     return {"color": COLOURS[run.normalization],
-            "linestyle": (":" if is_global else "-") if run.optimizer == "moclip" else (0, (4, 2))}
+            "linestyle": (":" if _is_global(run) else "-") if run.optimizer == "moclip" else (0, (4, 2))}
 
 
 def _smooth(values: list[float], window: int) -> list[float]:
@@ -66,7 +69,7 @@ def accuracy_against_forgetting(runs: list[Run], base: dict | None = None) -> st
             rise = run.results["general_loss"]["after"] - run.results["general_loss"]["before"]
             hollow = run.optimizer == "adamw"
             axes.errorbar(rise, 100 * share, yerr=[[100 * (share - low)], [100 * (high - share)]], capsize=2,
-                          fmt=MARKERS[run.normalization], color=COLOURS[run.normalization], markersize=7, linewidth=1,
+                          fmt="D" if _is_global(run) else MARKERS[run.normalization], color=COLOURS[run.normalization], markersize=7, linewidth=1,
                           markerfacecolor="white" if hollow else COLOURS[run.normalization], label=run.label)
         if base is not None:
             axes.axhline(100 * base["correct"] / base["total"], color="#888888", linewidth=1, linestyle=":")
