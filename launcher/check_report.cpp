@@ -302,6 +302,8 @@ CheckReport make_check_report(const RunConfig& config, std::int64_t world_size) 
   read_model(report, config);
   check_layout(report, config);
   report.data_size = world_size / report.tensor_size;
+  const RunEstimate estimate(report.model, config, world_size);
+  check_weights(WeightFiles(config.model.path), config.model.path, report.model.tie_word_embeddings, estimate.specs());
 
   read_data(report, config, config.data.train, "train", 0);
   std::uint64_t ordinal = 1;
@@ -314,7 +316,6 @@ CheckReport make_check_report(const RunConfig& config, std::int64_t world_size) 
   const IndexedDataset dataset(config.data.train, report.model.vocab_size);
   report.step = measure_steps(report, config, dataset);
   look_at_store(report, config, dataset);
-  const RunEstimate estimate(report.model, config, world_size);
   report.parameters = estimate.parameters();
   report.memory = estimate.memory(report.step, config.replay.store.empty() ? 0 : report.store_positions,
                                   config.replay.store.empty() ? 0 : report.store_ids);

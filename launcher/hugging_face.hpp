@@ -43,8 +43,12 @@ class WeightFiles {
   std::map<std::string, std::size_t> file_of_;
 };
 
-/// Reads this rank's blocks of every parameter, converted to T; no other bytes are kept. Missing, unexpected and
-/// mis-shaped tensors are named (up to ten each). A tied model may carry an lm_head.weight that equals the embedding.
+/// Names missing, unexpected and mis-shaped tensors, up to ten each; reads headers alone.
+void check_weights(const WeightFiles& files, const std::filesystem::path& folder, bool tie_word_embeddings,
+                   const std::vector<ParameterSpec>& specs);
+
+/// Reads this rank's blocks of every parameter, converted to T; no other bytes are kept. Tensors are checked as by
+/// check_weights. A tied model may carry an lm_head.weight that equals the embedding.
 /// No communication.
 template <class T>
 void load_hugging_face(const std::filesystem::path& folder, bool tie_word_embeddings, ParameterSet<T>& parameters);

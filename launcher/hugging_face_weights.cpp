@@ -62,32 +62,6 @@ bool is_derived(const std::string& name) {
   return name.ends_with(".rotary_emb.inv_freq");
 }
 
-template <class T>
-void check_tensors(const std::filesystem::path& folder, const WeightFiles& files, bool tied,
-                   const ParameterSet<T>& parameters) {
-  std::vector<std::string> missing, unexpected, wrong;
-  for (const ParameterSpec& spec : parameters.specs()) {
-    if (!files.contains(spec.name)) {
-      missing.push_back(spec.name);
-      continue;
-    }
-    const SafetensorsEntry& entry = files.entry(spec.name);
-    const std::vector<std::int64_t> expected = shape_of(spec);
-    if (entry.shape != expected) {
-      wrong.push_back(
-          fmt::format("{} is {}, config.json means {}", spec.name, shape_text(entry.shape), shape_text(expected)));
-    }
-  }
-  for (const std::string& name : files.names()) {
-    if (parameters.find(name) < 0 && !is_derived(name) && !(tied && name == kHead)) unexpected.push_back(name);
-  }
-  std::string problems;
-  append_problem(problems, "missing", missing);
-  append_problem(problems, "unexpected", unexpected);
-  append_problem(problems, "of another shape", wrong);
-  require(problems.empty(), ErrorKind::kUsage, "{}: the weights do not fit config.json{}", folder.string(), problems);
-}
-
 /// A tied model may still carry its head; a head of its own would be lost without a word.
 template <class T>
 void check_tied_head(const WeightFiles& files, ParameterSet<T>& parameters) {
@@ -172,10 +146,38 @@ std::string WeightFiles::dtype() const {
   return most == bytes.end() ? "F32" : most->first;
 }
 
+void check_weights(const WeightFiles& files, const std::filesystem::path& folder, bool tie_word_embeddings,
+                   const std::vector<ParameterSpec>& specs) {
+  std::vector<std::string> missing, unexpected, wrong;
+  std::set<std::string> declared;
+  for (const ParameterSpec& spec : specs) {
+    declared.insert(spec.name);
+    if (!files.contains(spec.name)) {
+      missing.push_back(spec.name);
+      continue;
+    }
+    const SafetensorsEntry& entry = files.entry(spec.name);
+    const std::vector<std::int64_t> expected = shape_of(spec);
+    if (entry.shape != expected) {
+      wrong.push_back(
+          fmt::format("{} is {}, config.json means {}", spec.name, shape_text(entry.shape), shape_text(expected)));
+    }
+  }
+  for (const std::string& name : files.names()) {
+    const bool is_tied_head = tie_word_embeddings && name == kHead;
+    if (!declared.contains(name) && !is_derived(name) && !is_tied_head) unexpected.push_back(name);
+  }
+  std::string problems;
+  append_problem(problems, "missing", missing);
+  append_problem(problems, "unexpected", unexpected);
+  append_problem(problems, "of another shape", wrong);
+  require(problems.empty(), ErrorKind::kUsage, "{}: the weights do not fit config.json{}", folder.string(), problems);
+}
+
 template <class T>
 void load_hugging_face(const std::filesystem::path& folder, bool tie_word_embeddings, ParameterSet<T>& parameters) {
   const WeightFiles files(folder);
-  check_tensors(folder, files, tie_word_embeddings, parameters);
+  check_weights(files, folder, tie_word_embeddings, parameters.specs());
   for (std::int64_t i = 0; i < parameters.count(); ++i) {
     const ParameterSpec& spec = parameters.spec(i);
     files.file(spec.name).read<T>(files.entry(spec.name), {spec.row_begin, spec.row_end},

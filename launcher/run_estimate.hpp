@@ -48,6 +48,8 @@ class RunEstimate {
   RunEstimate(const DecoderConfig& model, const RunConfig& config, std::int64_t world_size);
 
   [[nodiscard]] std::int64_t parameters() const { return parameters_; }  ///< of the whole model
+  /// As the rank that holds most declares them.
+  [[nodiscard]] const std::vector<ParameterSpec>& specs() const { return largest_.specs; }
   /// `store_positions` and `store_ids` of the replay store that every rank keeps; 0 without one.
   [[nodiscard]] MemoryEstimate memory(const StepShape& step, std::int64_t store_positions,
                                       std::int64_t store_ids) const;

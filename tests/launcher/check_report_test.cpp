@@ -99,6 +99,12 @@ TEST(CheckReport, RefusesWhatTheRunWouldRefuse) {
   config.run.folder = fixture.folder / "data.idx" / "run";
   expect_refused(ErrorKind::kDisk, {"run.folder", "cannot write"}, config);
 
+  auto json = model_config_json(fixture.model);
+  json["vocab_size"] = 97;
+  write_file_atomically(fixture.folder / "model" / "config.json", json.dump());
+  expect_refused(ErrorKind::kUsage, {"do not fit config.json", "[96, 32]", "[97, 32]"}, fixture.config);
+  make_model_folder(fixture.folder / "model", fixture.model);
+
   auto documents = fixture.documents;
   documents.tokens[3][1] = 96;
   make_dataset(fixture.folder / "large_id", documents.tokens, documents.options);
