@@ -39,8 +39,19 @@ CLI::Validator one_of(const std::vector<std::string>& names) {
   return CLI::IsMember(names).description("");
 }
 
+/// Short option columns: what a value is called stands there, all else in the sentence behind.
 class HelpFormatter : public CLI::Formatter {
  public:
+  std::string make_option_opts(const CLI::Option* option) const override {
+    const bool named = option->get_type_size() != 0 && !option->get_type_name().empty();
+    return named ? " " + option->get_type_name() : "";
+  }
+  std::string make_option_desc(const CLI::Option* option) const override {
+    std::string text = option->get_description();
+    if (!option->get_default_str().empty()) text += fmt::format(" (default: {})", option->get_default_str());
+    if (option->get_required() && !option->get_positional()) text += " (required)";
+    return text;
+  }
   std::string make_usage(const CLI::App* app, std::string name) const override {
     return "\n" + CLI::Formatter::make_usage(app, std::move(name));
   }
