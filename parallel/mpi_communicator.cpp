@@ -139,14 +139,15 @@ class MpiCommunicator final : public Communicator {
         return MPI_Irecv(at(data, begin, dtype), part, wire_type(dtype), from, kTag, owner_.comm_, next());
       });
     }
+    /// One by one: OpenMPI 4.1's MPI_Waitall can spin for ever when a request ends with an error before the others.
     void wait() {
-      std::vector<MPI_Status> statuses(requests_.size());
-      const int code = MPI_Waitall(narrow<int>(requests_.size()), requests_.data(), statuses.data());
-      if (code == MPI_ERR_IN_STATUS) {
-        for (const MPI_Status& status : statuses) owner_.check(status.MPI_ERROR, verb_);
+      int first_error = MPI_SUCCESS;
+      for (MPI_Request& request : requests_) {
+        const int code = MPI_Wait(&request, MPI_STATUS_IGNORE);
+        if (first_error == MPI_SUCCESS) first_error = code;
       }
-      owner_.check(code, verb_);
       requests_.clear();
+      owner_.check(first_error, verb_);
     }
 
    private:
