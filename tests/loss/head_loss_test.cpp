@@ -126,6 +126,21 @@ TEST(HeadLossTest, UnevenAndEmptyShards) {
   }
 }
 
+// With every id as a negative none is raised, and the loss is that of the whole vocabulary.
+TEST(HeadLossTest, AllIdsAsNegativesGiveTheFullLoss) {
+  HeadProblem problem = make_head_problem({.loss = {.softcap = 5.0f}});
+  for (std::int32_t id = 0; id < problem.vocab; ++id) problem.negatives.push_back(id);
+  const HeadAnswer full = solve_head_problem(problem, Normalization::kFull);
+  run_ranks(2, [&](Communicator& world) {
+    HeadRank<float> rank(world, problem, problem.even(2), false);
+    const auto loss = make_head_loss<float>(Normalization::kTile, rank.vocab, problem.options);
+    const auto output = loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch());
+    expect_losses<float>(output, full);
+    loss->backward(rank.context(), rank.weight_view(), rank.d_hidden_view(), rank.d_weight_view());
+    expect_gradients(rank, full);
+  });
+}
+
 TEST(HeadLossTest, EverySimdLevelAgreesWithTheOracle) {
   const SimdLevel best = simd_level();
   for (int level = 0; level <= static_cast<int>(best); ++level) {

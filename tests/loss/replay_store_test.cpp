@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "core/file_io.hpp"
+#include "parallel/thread_communicator.hpp"
 #include "tests/loss/make_records.hpp"
 #include "tests/support/expect_error.hpp"
 #include "tests/support/temporary_folder.hpp"
@@ -88,6 +89,18 @@ TEST_F(ReplayStoreTest, RoundTrip) {
   EXPECT_EQ(manifest.bytes(), bytes);
   EXPECT_FALSE(reader.contains(24));
   expect_error(ErrorKind::kStoreMismatch, {"no sample 24"}, [&] { (void)reader.read(24); });
+}
+
+TEST_F(ReplayStoreTest, RanksOfOneProcessWriteAndReadTogether) {
+  run_ranks(4, [&](Communicator& world) {
+    collect(world.rank(), world.size(), 12);
+    world.barrier();
+    if (world.rank() == 0) finish_store(store(), kProvenance, world.size(), "{}");
+    world.barrier();
+    const ReplayStoreReader reader(store());
+    for (std::uint64_t id = 0; id < 48; ++id) EXPECT_TRUE(same_records(reader.read(id), sample(id)));
+  });
+  expect_whole(48);
 }
 
 TEST_F(ReplayStoreTest, LogProbabilitiesAndOddSamples) {
