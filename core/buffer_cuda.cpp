@@ -11,8 +11,10 @@ namespace reprise::detail {
 void* allocate_bytes(const CudaStream& stream, std::int64_t bytes, std::string_view what) {
   REPRISE_CHECK(bytes >= 0, "{} bytes for {}", bytes, what);
   if (bytes == 0) return nullptr;
+  constexpr std::int64_t kAddressable = std::int64_t{1} << 48;
   void* pointer = nullptr;
-  const cudaError_t error = cudaMallocAsync(&pointer, static_cast<std::size_t>(bytes), stream.handle);
+  cudaError_t error = cudaErrorMemoryAllocation;
+  if (bytes < kAddressable) error = cudaMallocAsync(&pointer, static_cast<std::size_t>(bytes), stream.handle);
   if (error == cudaErrorMemoryAllocation) {
     static_cast<void>(cudaGetLastError());  // it is reported here and must not be found again later
     std::size_t free = 0, total = 0;

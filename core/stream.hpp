@@ -59,8 +59,11 @@ class Stream {
   }
   [[nodiscard]] bool is_cpu() const { return std::holds_alternative<CpuStream>(device_); }
   [[nodiscard]] const CpuStream& cpu() const { return std::get<CpuStream>(device_); }
-  /// Only where CUDA is built in.
-  [[nodiscard]] const auto& cuda() const { return std::get<1>(device_); }
+  /// A template, because there is no such alternative in a build without CUDA.
+  template <class Alternative = CudaStream>
+  [[nodiscard]] const Alternative& cuda() const {
+    return std::get<Alternative>(device_);
+  }
 
  private:
   Device device_;

@@ -61,29 +61,6 @@ __global__ void ring_row_sums_kernel(MatrixView<const float> x, VectorView<float
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-__global__ void tiny_product_kernel(MatrixView<const BFloat16> a, MatrixView<const BFloat16> b_transposed,
-                                    MatrixView<float> c, bool loads_by_matrix) {
-  SharedMemory shared;
-  BFloat16* const rows_of_a = shared.take<BFloat16>(16 * 16);
-  BFloat16* const rows_of_b = shared.take<BFloat16>(8 * 16);
-  const int lane = lane_index(), group = lane / 4, pair = 2 * (lane % 4);
-  for (int i = lane; i < 16 * 16; i += kWarpSize) rows_of_a[i] = a.data[i];
-  for (int i = lane; i < 8 * 16; i += kWarpSize) rows_of_b[i] = b_transposed.data[i];
-  __syncwarp();
-  unsigned fragment_a[4], fragment_b[2];
-  if (loads_by_matrix) {
-    load_matrices<4, false>(fragment_a, rows_of_a + lane % 16 * 16 + lane / 16 * 8);
-    load_matrices<2, false>(fragment_b, rows_of_b + lane % 8 * 16 + lane / 8 % 2 * 8);
-  } else {
-    const auto two = [](const BFloat16* at) { return pack_bfloat16(to_float(at[0]), to_float(at[1])); };
-    for (int i = 0; i < 4; ++i) fragment_a[i] = two(rows_of_a + (group + i % 2 * 8) * 16 + pair + i / 2 * 8);
-    for (int i = 0; i < 2; ++i) fragment_b[i] = two(rows_of_b + group * 16 + pair + i * 8);
-  }
-  float d[4] = {};
-  mma_m16n8k16(d, fragment_a, fragment_b);
-  for (int i = 0; i < 4; ++i) c(group + i / 2 * 8, pair + i % 2) = d[i];
-}
-
 __global__ void divergent_barrier_kernel() {
   if (threadIdx.x >= kThreads / 2) return;
   __syncthreads();
@@ -95,39 +72,6 @@ __global__ void divergent_shuffle_kernel(VectorView<float> out) {
     out[threadIdx.x] = __shfl_xor_sync(kAllLanes, value, 1);
   } else {
     out[threadIdx.x] = __shfl_down_sync(kAllLanes, value, 1);
-  }
-}
-
-__global__ void collectives_kernel(VectorView<std::int32_t> out) {
-  const int lane = lane_index();
-  const auto put = [&](int which, int value) { out[which * kWarpSize + lane] = value; };
-  put(0, __shfl_sync(kAllLanes, lane, 5));
-  put(1, __shfl_xor_sync(kAllLanes, lane, 3));
-  put(2, __shfl_up_sync(kAllLanes, lane, 4));
-  put(3, __shfl_down_sync(kAllLanes, lane, 4, 16));
-  put(4, static_cast<int>(__ballot_sync(kAllLanes, lane % 3 == 0)));
-  put(5, __any_sync(kAllLanes, lane == 7));
-  put(6, __all_sync(kAllLanes, lane < 31));
-  put(7, __reduce_add_sync(kAllLanes, lane));
-  put(8, lane < 16 ? __reduce_max_sync(0x0000ffffU, lane) : __reduce_max_sync(0xffff0000U, lane));
-  put(9, __syncthreads_count(lane % 2));
-  put(10, __syncthreads_or(lane == 40));
-}
-
-__global__ void named_barriers_kernel(VectorView<std::int32_t> out) {
-  SharedMemory shared;
-  auto* const values = shared.take<std::int32_t>(2 * kWarpSize);
-  constexpr int kFull = 1, kEmpty = 2;
-  for (int round = 0; round < 2; ++round) {
-    if (warp_index() == 0) {
-      if (round > 0) barrier_sync(kEmpty, 2 * kWarpSize);
-      values[lane_index()] = round * kWarpSize + lane_index();
-      barrier_sync(kFull, 2 * kWarpSize);
-    } else {
-      barrier_sync(kFull, 2 * kWarpSize);
-      out[round * kWarpSize + lane_index()] = 2 * values[lane_index()];
-      if (round == 0) barrier_sync(kEmpty, 2 * kWarpSize);
-    }
   }
 }
 
@@ -162,24 +106,11 @@ void ring_row_sums(const CudaStream& stream, MatrixView<const float> x, VectorVi
   launch(stream, {"ring_row_sums", blocks_for(x.rows, 1), kThreads, bytes}, ring_row_sums_kernel, x, sums, mistake);
 }
 
-void tiny_product(const CudaStream& stream, MatrixView<const BFloat16> a, MatrixView<const BFloat16> b_transposed,
-                  MatrixView<float> c, bool loads_by_matrix) {
-  const std::size_t bytes = shared_bytes<BFloat16>(16 * 16) + shared_bytes<BFloat16>(8 * 16);
-  launch(stream, {"tiny_product", 1, kWarpSize, bytes}, tiny_product_kernel, a, b_transposed, c, loads_by_matrix);
-}
-
 void divergent_barrier(const CudaStream& stream) {
   launch(stream, {"divergent_barrier", 1, kThreads}, divergent_barrier_kernel);
 }
 void divergent_shuffle(const CudaStream& stream, VectorView<float> out) {
   launch(stream, {"divergent_shuffle", 1, kWarpSize}, divergent_shuffle_kernel, out);
-}
-void collectives(const CudaStream& stream, VectorView<std::int32_t> out) {
-  launch(stream, {"collectives", 1, kWarpSize}, collectives_kernel, out);
-}
-void named_barriers(const CudaStream& stream, VectorView<std::int32_t> out) {
-  launch(stream, {"named_barriers", 1, 2 * kWarpSize, shared_bytes<std::int32_t>(2 * kWarpSize)}, named_barriers_kernel,
-         out);
 }
 void write_one(const CudaStream& stream, VectorView<float> y, std::int64_t index) {
   launch(stream, {"write_one", 1, kWarpSize}, write_one_kernel, y, index);

@@ -23,17 +23,10 @@ enum class Mistake : std::uint8_t {
 void row_sums(const CudaStream& stream, MatrixView<const float> x, VectorView<float> sums, Mistake mistake);
 /// The same through a ring of async copies.
 void ring_row_sums(const CudaStream& stream, MatrixView<const float> x, VectorView<float> sums, Mistake mistake);
-/// c [16, 8] = a [16, 16] b, by one warp; b is stored transposed, [8, 16].
-void tiny_product(const CudaStream& stream, MatrixView<const BFloat16> a, MatrixView<const BFloat16> b_transposed,
-                  MatrixView<float> c, bool loads_by_matrix);
 /// Half of the block skips a barrier.
 void divergent_barrier(const CudaStream& stream);
 /// Two halves of a warp meet in different shuffles.
 void divergent_shuffle(const CudaStream& stream, VectorView<float> out);
-/// out[i] = what lane i gets from each collective in turn, 32 values each.
-void collectives(const CudaStream& stream, VectorView<std::int32_t> out);
-/// Producer and consumer warps through named barriers: out[i] = 2 i for 64 elements.
-void named_barriers(const CudaStream& stream, VectorView<std::int32_t> out);
 /// y[0] is written although y may be shorter.
 void write_one(const CudaStream& stream, VectorView<float> y, std::int64_t index);
 /// Every thread of every block writes the order in which it ran.

@@ -1,6 +1,7 @@
 // The emulation itself: right kernels pass in every order, and the mistakes that it is there for are seen.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <numeric>
@@ -74,62 +75,6 @@ TEST(Emulation, ARemovedBarrierIsSeen) {
 TEST(Emulation, ARemovedOrLateWaitForCopiesIsSeenInEveryOrder) {
   EXPECT_EQ(orders_that_pass(ring_row_sums, Mistake::kNoCopyWait), 0U);
   EXPECT_EQ(orders_that_pass(ring_row_sums, Mistake::kLateCopyWait), 0U);
-}
-
-TEST(Emulation, FragmentsHoldTheDocumentedElements) {
-  std::vector<BFloat16> a, b;  // small integers: every sum is exact
-  for (int i = 0; i < 16 * 16; ++i) a.emplace_back(static_cast<float>((i * 7) % 31 - 15));
-  for (int i = 0; i < 8 * 16; ++i) b.emplace_back(static_cast<float>((i * 5) % 23 - 11));
-  std::vector<float> expected(16 * 8);
-  for (std::size_t i = 0; i < 16; ++i) {
-    for (std::size_t j = 0; j < 8; ++j) {
-      for (std::size_t k = 0; k < 16; ++k) {
-        expected[i * 8 + j] += static_cast<float>(a[i * 16 + k]) * static_cast<float>(b[j * 16 + k]);
-      }
-    }
-  }
-  const auto device_a = to_device(a), device_b = to_device(b);
-  for (const bool loads_by_matrix : {false, true}) {
-    Buffer<float> c(test_stream(), 16 * 8, "c");
-    tiny_product(test_stream().cuda(), {device_a.view().data, 16, 16}, {device_b.view().data, 8, 16},
-                 {c.view().data, 16, 8}, loads_by_matrix);
-    EXPECT_EQ(to_host(c), expected) << loads_by_matrix;
-  }
-}
-
-TEST(Emulation, CollectivesAreThoseOfAWarp) {
-  Buffer<std::int32_t> out(test_stream(), 11 * 32, "out");
-  collectives(test_stream().cuda(), out.view());
-  const auto got = to_host(out);
-  unsigned thirds = 0;
-  for (unsigned lane = 0; lane < 32; lane += 3) thirds |= 1U << lane;
-  for (int lane = 0; lane < 32; ++lane) {
-    const std::vector<int> expected = {5,
-                                       lane ^ 3,
-                                       lane < 4 ? lane : lane - 4,
-                                       lane % 16 + 4 < 16 ? lane + 4 : lane,
-                                       static_cast<int>(thirds),
-                                       1,
-                                       0,
-                                       31 * 32 / 2,
-                                       lane < 16 ? 15 : 31,
-                                       16,
-                                       0};
-    for (int which = 0; which < 11; ++which) {
-      EXPECT_EQ(got[static_cast<std::size_t>(which * 32 + lane)], expected[static_cast<std::size_t>(which)])
-          << "collective " << which << ", lane " << lane;
-    }
-  }
-}
-
-TEST(Emulation, NamedBarriersJoinProducerAndConsumer) {
-  for (const Settings& settings : kEveryOrder) {
-    const ScopedSettings scoped(settings);
-    Buffer<std::int32_t> out(test_stream(), 64, "out");
-    named_barriers(test_stream().cuda(), out.view());
-    const auto got = to_host(out);
-    for (int i = 0; i < 64; ++i) EXPECT_EQ(got[static_cast<std::size_t>(i)], 2 * i);
-  }
 }
 
 /// The message of the fault that `body` and the work it asks for end with.

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <string>
+#include <functional>
 #include <vector>
 
 #include "core/stream.hpp"
@@ -16,8 +16,9 @@ namespace reprise {
 /// The stream of the calling thread, so of its rank where ranks are threads.
 [[nodiscard]] const Stream& test_stream();
 
-/// The streams that must agree bit for bit: one thread and several on the CPU.
-[[nodiscard]] std::vector<Stream> test_streams();
+/// body(stream) for every way in which this device can do the same work: on the CPU every instruction set, with one
+/// thread and with several; else two queues.
+void on_every_stream(const std::function<void(const Stream&)>& body);
 
 /// The values of a buffer, on the host.
 template <class T>

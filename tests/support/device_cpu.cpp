@@ -1,3 +1,6 @@
+#include <gtest/gtest.h>
+
+#include "core/elementwise.hpp"
 #include "tests/support/device.hpp"
 
 namespace reprise {
@@ -7,9 +10,16 @@ const Stream& test_stream() {
   return stream;
 }
 
-std::vector<Stream> test_streams() {
+void on_every_stream(const std::function<void(const Stream&)>& body) {
   static thread_local ThreadPool pool(2);
-  return {Stream(CpuStream{}), Stream(CpuStream{&pool})};
+  const SimdLevel highest = simd_level();
+  for (int level = 0; level <= static_cast<int>(highest); ++level) {
+    set_simd_level(static_cast<SimdLevel>(level));
+    SCOPED_TRACE(simd_level_name());
+    body(Stream(CpuStream{}));
+    body(Stream(CpuStream{&pool}));
+  }
+  set_simd_level(highest);
 }
 
 }  // namespace reprise
