@@ -1,8 +1,8 @@
 # Sourced by quickstart and run-tests from the repository root: installs what is missing (Debian packages, a Python venv).
 
 PACKAGES="g++ cmake ninja-build pkg-config git ca-certificates libopenmpi-dev openmpi-bin libopenblas-dev libhdf5-dev
-libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libfmt-dev libgtest-dev libbenchmark-dev libssl-dev python3
-python3-venv"
+libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libfmt-dev libgtest-dev libbenchmark-dev libssl-dev
+libboost-context-dev python3 python3-venv"
 
 setup_packages() {
   local missing=() package

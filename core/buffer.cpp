@@ -53,9 +53,8 @@ void* map_pages(std::int64_t bytes) {
 
 }  // namespace
 
-void* allocate_bytes(const Stream& stream, std::int64_t bytes, std::string_view what) {
+void* allocate_bytes(const CpuStream&, std::int64_t bytes, std::string_view what) {
   REPRISE_CHECK(bytes >= 0, "{} bytes for {}", bytes, what);
-  REPRISE_CHECK(stream.is_cpu(), "{} on a device without memory", what);
   if (bytes == 0) return nullptr;
   if (bytes > (std::int64_t{1} << 60)) out_of_memory(bytes, what);  // rounding up would overflow
   if (is_mapped(bytes)) {
@@ -69,7 +68,7 @@ void* allocate_bytes(const Stream& stream, std::int64_t bytes, std::string_view 
   return std::memset(memory, 0, size);
 }
 
-void free_bytes(void* pointer, std::int64_t bytes) noexcept {
+void free_bytes(const CpuStream&, void* pointer, std::int64_t bytes) noexcept {
   if (pointer == nullptr) return;
   if (is_mapped(bytes)) {
     munmap(pointer, static_cast<std::size_t>(round_up(bytes, page_size())));
@@ -78,7 +77,7 @@ void free_bytes(void* pointer, std::int64_t bytes) noexcept {
   }
 }
 
-void discard_bytes(void* pointer, std::int64_t bytes) noexcept {
+void discard_bytes(const CpuStream&, void* pointer, std::int64_t bytes) noexcept {
   if (bytes <= 0) return;
   const auto page = static_cast<std::uintptr_t>(page_size());
   const auto begin = reinterpret_cast<std::uintptr_t>(pointer);

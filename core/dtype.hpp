@@ -13,14 +13,18 @@ struct BFloat16 {
 
   BFloat16() = default;
   /// Round to nearest even; NaN stays NaN.
-  explicit BFloat16(float value) noexcept {
+  constexpr explicit BFloat16(float value) noexcept {
     const auto raw = std::bit_cast<std::uint32_t>(value);
     const bool is_nan = (raw & 0x7fffffffu) > 0x7f800000u;
     const std::uint32_t rounded = raw + 0x7fffu + ((raw >> 16) & 1u);
     bits = static_cast<std::uint16_t>((is_nan ? (raw | 0x00400000u) : rounded) >> 16);
   }
-  explicit operator float() const noexcept { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
-  friend bool operator==(BFloat16 a, BFloat16 b) noexcept { return static_cast<float>(a) == static_cast<float>(b); }
+  constexpr explicit operator float() const noexcept {
+    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+  }
+  friend constexpr bool operator==(BFloat16 a, BFloat16 b) noexcept {
+    return static_cast<float>(a) == static_cast<float>(b);
+  }
 };
 
 enum class DType : std::uint8_t { kFloat32, kFloat64, kBFloat16, kInt32, kInt64, kUInt8, kUInt32, kUInt64 };

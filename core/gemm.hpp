@@ -15,6 +15,10 @@ enum class Transpose : bool { kNo = false, kYes = true };
 template <class In, class Out>
 void gemm(const CpuStream& stream, Transpose transpose_a, Transpose transpose_b, float alpha, MatrixView<const In> a,
           MatrixView<const In> b, float beta, MatrixView<Out> c);
+/// On a GPU: cuBLASLt; the algorithm is chosen once per shape.
+template <class In, class Out>
+void gemm(const CudaStream& stream, Transpose transpose_a, Transpose transpose_b, float alpha, MatrixView<const In> a,
+          MatrixView<const In> b, float beta, MatrixView<Out> c);
 template <class In, class Out>
 void gemm(const Stream& stream, Transpose transpose_a, Transpose transpose_b, float alpha, MatrixView<const In> a,
           MatrixView<const In> b, float beta, MatrixView<Out> c) {

@@ -89,7 +89,7 @@ template <class T>
 void ParameterSet<T>::discard_gradients(std::int64_t begin, std::int64_t end) {
   REPRISE_CHECK(0 <= begin && begin <= end && end <= gradients_.size(), "gradients [{}, {}) of {}", begin, end,
                 gradients_.size());
-  detail::discard_bytes(gradients_.view().data + begin, (end - begin) * static_cast<std::int64_t>(sizeof(float)));
+  gradients_.discard(begin, end);
 }
 
 template class ParameterSet<float>;

@@ -5,25 +5,29 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/elementwise.hpp"
 #include "core/error.hpp"
+#include "tests/support/device.hpp"
 
 namespace reprise {
 namespace {
 
 Arena make_arena() {
-  return Arena(Stream(CpuStream{}));
+  return Arena(test_stream());
 }
 
 TEST(Arena, PiecesAreAlignedAndDoNotOverlap) {
   Arena arena = make_arena();
-  std::vector<VectorView<std::int32_t>> pieces;
-  for (std::int32_t i = 0; i < 300; ++i) {
-    pieces.push_back(arena.vector<std::int32_t>(i * 17));
+  std::vector<VectorView<float>> pieces;
+  for (int i = 0; i < 100; ++i) {
+    pieces.push_back(arena.vector<float>(i * 51));
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(pieces.back().data) % 64, 0U);
-    std::fill(pieces.back().begin(), pieces.back().end(), i);
+    fill(test_stream(), pieces.back(), static_cast<float>(i));
   }
-  for (std::int32_t i = 0; i < 300; ++i) {
-    for (const std::int32_t value : pieces[static_cast<std::size_t>(i)]) ASSERT_EQ(value, i);
+  for (int i = 0; i < 100; ++i) {
+    for (const float value : to_host(test_stream(), pieces[static_cast<std::size_t>(i)])) {
+      ASSERT_EQ(value, static_cast<float>(i));
+    }
   }
   const auto matrix = arena.matrix<float>(5, 7, "logits");
   EXPECT_EQ(matrix.rows, 5);
@@ -52,10 +56,10 @@ void run_step(Arena& arena) {
   arena.reset();
   for (int layer = 0; layer < 8; ++layer) {
     auto activations = arena.vector<float>(100'000);
-    activations[99'999] = 1.0f;
+    zero(test_stream(), activations);
     const Arena::Scope scope(arena);
     auto scratch = arena.vector<float>(300'000 + 10'000 * layer);
-    scratch[0] = 1.0f;
+    zero(test_stream(), scratch.slice(0, 1));
   }
 }
 

@@ -10,7 +10,7 @@
 
 #include "core/error.hpp"
 #include "core/random.hpp"
-#include "tests/core/simd_levels.hpp"
+#include "tests/support/device.hpp"
 
 namespace reprise {
 namespace {
@@ -42,108 +42,125 @@ void expect_same_bits(const std::vector<T>& got, const std::vector<T>& expected)
 }
 
 template <class T, class U>
-void check_binary(const CpuStream& stream, std::int64_t size) {
+void check_binary(const Stream& stream, std::int64_t size) {
   const auto x = random_values<U>(size, 1);
-  auto sum = random_values<T>(size, 2);
-  auto expected = sum;
+  const auto y = random_values<T>(size, 2);
+  std::vector<T> expected = y, plain;
   for (std::size_t i = 0; i < x.size(); ++i) {
     expected[i] = static_cast<T>(static_cast<float>(expected[i]) + static_cast<float>(x[i]));
+    plain.push_back(static_cast<T>(static_cast<float>(x[i])));
   }
-  add(stream, VectorView<const U>(x), VectorView<T>(sum));
-  expect_same_bits(sum, expected);
+  const auto addend = to_device(stream, x);
+  auto sum = to_device(stream, y);
+  add<T, U>(stream, addend.view(), sum.view());
+  expect_same_bits(to_host(stream, sum.view()), expected);
 
-  std::vector<T> converted(x.size(), static_cast<T>(9.0f)), plain;
-  for (const U value : x) plain.push_back(static_cast<T>(static_cast<float>(value)));
-  cast(stream, VectorView<const U>(x), VectorView<T>(converted));
-  expect_same_bits(converted, plain);
+  auto converted = to_device(stream, std::vector<T>(x.size(), static_cast<T>(9.0f)));
+  cast<T, U>(stream, addend.view(), converted.view());
+  expect_same_bits(to_host(stream, converted.view()), plain);
 }
 
 template <class T>
-void check_unary(const CpuStream& stream, std::int64_t size) {
-  auto y = random_values<T>(size, 3);
-  auto expected = y;
+void check_unary(const Stream& stream, std::int64_t size) {
+  auto expected = random_values<T>(size, 3);
+  auto y = to_device(stream, expected);
   for (T& value : expected) value = static_cast<T>(static_cast<float>(value) * 0.37f);
-  scale(stream, 0.37f, VectorView<T>(y));
-  expect_same_bits(y, expected);
-  fill(stream, VectorView<T>(y), -1.25f);
-  EXPECT_TRUE(std::all_of(y.begin(), y.end(), [](T value) { return static_cast<float>(value) == -1.25f; }));
+  scale(stream, 0.37f, y.view());
+  expect_same_bits(to_host(stream, y.view()), expected);
+  fill(stream, y.view(), -1.25f);
+  const auto filled = to_host(stream, y.view());
+  EXPECT_TRUE(std::all_of(filled.begin(), filled.end(), [](T value) { return static_cast<float>(value) == -1.25f; }));
 }
 
-TEST(Elementwise, EqualsAPlainLoopAtEveryLevelSizeTypeAndThreadCount) {
-  ThreadPool pool(2);
-  at_every_simd_level([&] {
+TEST(Elementwise, EqualsAPlainLoopAtEverySizeAndType) {
+  on_every_stream([](const Stream& stream) {
     for (const std::int64_t size : kSizes) {
-      for (const CpuStream& stream : {CpuStream{}, CpuStream{&pool}}) {
-        check_binary<float, float>(stream, size);
-        check_binary<float, BFloat16>(stream, size);
-        check_binary<BFloat16, float>(stream, size);
-        check_binary<BFloat16, BFloat16>(stream, size);
-        check_unary<float>(stream, size);
-        check_unary<BFloat16>(stream, size);
+      check_binary<float, float>(stream, size);
+      check_binary<float, BFloat16>(stream, size);
+      check_binary<BFloat16, float>(stream, size);
+      check_binary<BFloat16, BFloat16>(stream, size);
+      check_unary<float>(stream, size);
+      check_unary<BFloat16>(stream, size);
+    }
+  });
+}
+
+TEST(Elementwise, NothingBeforeTheBeginAndBehindTheEndIsTouched) {
+  on_every_stream([](const Stream& stream) {
+    for (const std::int64_t begin : {0, 1, 8}) {
+      for (std::int64_t size = 0; size < 40; ++size) {
+        const auto x = to_device(stream, std::vector<float>(64, 1.0f));
+        auto y = to_device(stream, std::vector<float>(64, 5.0f));
+        auto z = to_device(stream, std::vector<BFloat16>(64, BFloat16(5.0f)));
+        add<float, float>(stream, x.view().slice(begin, size), y.view().slice(begin, size));
+        cast<BFloat16, float>(stream, x.view().slice(begin, size), z.view().slice(begin, size));
+        const auto sums = to_host(stream, y.view());
+        const auto converted = to_host(stream, z.view());
+        for (std::size_t i = 0; i < 64; ++i) {
+          const auto at = static_cast<std::int64_t>(i);
+          const bool is_inside = begin <= at && at < begin + size;
+          ASSERT_EQ(sums[i], is_inside ? 6.0f : 5.0f);
+          ASSERT_EQ(static_cast<float>(converted[i]), is_inside ? 1.0f : 5.0f);
+        }
       }
     }
   });
 }
 
-TEST(Elementwise, NothingBehindTheEndIsTouched) {
-  at_every_simd_level([] {
-    for (std::int64_t size = 0; size < 40; ++size) {
-      std::vector<float> x(64, 1.0f), y(64, 5.0f);
-      std::vector<BFloat16> z(64, BFloat16(5.0f));
-      add(CpuStream{}, VectorView<const float>(x.data(), size), VectorView<float>(y.data(), size));
-      cast(CpuStream{}, VectorView<const float>(x.data(), size), VectorView<BFloat16>(z.data(), size));
-      EXPECT_EQ(std::count(y.begin(), y.end(), 5.0f), 64 - size);
-      EXPECT_EQ(std::count(z.begin(), z.end(), BFloat16(5.0f)), 64 - size);
+template <class T>
+void check_rows(const Stream& stream, std::int64_t cols) {
+  constexpr std::int64_t kRows = 2'000;
+  const auto values = random_values<T>(kRows * cols, 4);
+  const std::vector<std::int32_t> rows = {3, 0, 1999, 7, 500};
+  const auto picked = static_cast<std::int64_t>(rows.size());
+  const auto from = to_device(stream, values);
+  const auto index = to_device(stream, rows);
+  Buffer<T> gathered(stream, picked * cols, "gathered");
+  auto scattered = to_device(stream, std::vector<T>(values.size(), static_cast<T>(8.0f)));
+  std::vector<T> expected(static_cast<std::size_t>(picked * cols)), zeroed(values.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto row = static_cast<std::int64_t>(rows[i]) * cols;
+    std::copy_n(values.begin() + row, cols, expected.begin() + static_cast<std::int64_t>(i) * cols);
+    std::copy_n(values.begin() + row, cols, zeroed.begin() + row);
+  }
+  const MatrixView<T> few(gathered.view(), picked, cols), all(scattered.view(), kRows, cols);
+  gather_rows<T>(stream, {from.view(), kRows, cols}, index.view(), few);
+  expect_same_bits(to_host(stream, gathered.view()), expected);
+  scatter_rows<T>(stream, few, index.view(), all);
+  expect_same_bits(to_host(stream, scattered.view()), zeroed);
+  gather_rows<T>(stream, {from.view(), kRows, cols}, {}, few.row_range(0, 0));
+}
+
+TEST(Elementwise, RowsAreGatheredAndScattered) {
+  on_every_stream([](const Stream& stream) {
+    for (const std::int64_t cols : {1, 33, 64}) {
+      check_rows<float>(stream, cols);
+      check_rows<BFloat16>(stream, cols);
     }
   });
 }
 
-template <class T>
-void check_rows(const CpuStream& stream) {
-  constexpr std::int64_t kRows = 2'000, kCols = 33;
-  const auto from = random_values<T>(kRows * kCols, 4);
-  const std::vector<std::int32_t> index = {3, 0, 1999, 7, 500};
-  std::vector<T> gathered(index.size() * kCols), scattered(kRows * kCols, static_cast<T>(8.0f));
-  const auto picked = static_cast<std::int64_t>(index.size());
-  gather_rows(stream, MatrixView<const T>(from, kRows, kCols), index, MatrixView<T>(gathered, picked, kCols));
-  std::vector<T> expected(gathered.size()), zeroed(scattered.size());
-  for (std::size_t i = 0; i < index.size(); ++i) {
-    const auto row = static_cast<std::int64_t>(index[i]) * kCols;
-    std::copy_n(from.begin() + row, kCols, expected.begin() + static_cast<std::int64_t>(i) * kCols);
-    std::copy_n(from.begin() + row, kCols, zeroed.begin() + row);
-  }
-  expect_same_bits(gathered, expected);
-  scatter_rows(stream, MatrixView<const T>(gathered, picked, kCols), index, MatrixView<T>(scattered, kRows, kCols));
-  expect_same_bits(scattered, zeroed);
+TEST(Elementwise, SizesThatDoNotMatchAreErrors) {
+  const Stream& stream = test_stream();
+  Buffer<float> two(stream, 2, "two"), three(stream, 3, "three");
+  const auto index = to_device(std::vector<std::int32_t>{0});
+  EXPECT_THROW((add<float, float>(stream, two.view(), three.view())), Error);
+  EXPECT_THROW((cast<float, float>(stream, two.view(), three.view())), Error);
+  const MatrixView<float> matrix(three.view(), 3, 1), row(two.view(), 1, 1), pair(two.view(), 1, 2);
+  EXPECT_THROW(gather_rows<float>(stream, matrix, {}, row), Error);
+  EXPECT_THROW(gather_rows<float>(stream, matrix, index.view(), pair), Error);
+  EXPECT_THROW(scatter_rows<float>(stream, pair, index.view(), matrix), Error);
 }
 
-TEST(Elementwise, RowsAreGatheredAndScattered) {
-  ThreadPool pool(2);
-  for (const CpuStream& stream : {CpuStream{}, CpuStream{&pool}}) {
-    check_rows<float>(stream);
-    check_rows<BFloat16>(stream);
-  }
-}
-
-TEST(Elementwise, MistakesAreErrors) {
+// A GPU cannot throw from inside a kernel.
+TEST(Elementwise, OnACpuIndicesOutsideAreErrors) {
   std::vector<float> two(2), three(3);
-  EXPECT_THROW(add(CpuStream{}, VectorView<const float>(two), VectorView<float>(three)), Error);
-  EXPECT_THROW(cast(CpuStream{}, VectorView<const float>(two), VectorView<float>(three)), Error);
   const std::vector<std::int32_t> outside = {3}, negative = {-1};
   const MatrixView<const float> from(three, 3, 1);
   const MatrixView<float> to(two.data(), 1, 1);
   EXPECT_THROW(gather_rows(CpuStream{}, from, outside, to), Error);
   EXPECT_THROW(gather_rows(CpuStream{}, from, negative, to), Error);
   EXPECT_THROW(scatter_rows(CpuStream{}, MatrixView<const float>(to), outside, MatrixView<float>(three, 3, 1)), Error);
-  EXPECT_THROW(gather_rows(CpuStream{}, from, {}, to), Error);
-}
-
-TEST(Elementwise, TheStreamOverloadReachesTheCpu) {
-  std::vector<float> x = {1.0f, 2.0f}, y = {3.0f, 4.0f};
-  const Stream stream(CpuStream{});
-  add(stream, VectorView<const float>(x), VectorView<float>(y));
-  scale(stream, 2.0f, VectorView<float>(y));
-  EXPECT_EQ(y, (std::vector<float>{8.0f, 12.0f}));
 }
 
 }  // namespace
