@@ -143,7 +143,8 @@ TEST_P(StoreTrainingTest, LearnsProbesResumesAndDoesNotDependOnBatching) {
   ASSERT_EQ(whole.exit_code, 0) << whole.printed;
   program.config.run.folder = program.folder / "killed";
   EXPECT_NE(program.train(2, "train.step=4,rank=1").exit_code, 0);
-  ASSERT_EQ(program.train(2).exit_code, 0);
+  const ProgramResult resumed = program.train(2);
+  ASSERT_EQ(resumed.exit_code, 0) << resumed.printed;
   const auto lines = comparable_metrics(program.folder / "whole");
   EXPECT_EQ(comparable_metrics(program.folder / "killed"), lines);
   EXPECT_EQ(checkpoint_tensors(program.folder / "killed", 6), checkpoint_tensors(program.folder / "whole", 6));
