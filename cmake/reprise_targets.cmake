@@ -123,16 +123,22 @@ function(reprise_simd_sources target source)
 endfunction()
 
 # A GoogleTest program whose every test is known to ctest. With DEVICE its tests/support/device.hpp means the CPU.
-#   reprise_test(core_tests error_test.cpp ... [DEVICE] LINK reprise_core)
+# MPIRUN: the tests start mpirun; one at a time, because one mpirun that ends removes the session folder that another is
+# about to use (OpenMPI 4.1), and because ranks that share cores with other tests wait for each other.
+#   reprise_test(core_tests error_test.cpp ... [DEVICE] [MPIRUN] LINK reprise_core)
 function(reprise_test name)
-  cmake_parse_arguments(ARG "DEVICE" "" "LINK" ${ARGN})
+  cmake_parse_arguments(ARG "DEVICE;MPIRUN" "" "LINK" ${ARGN})
   if(ARG_DEVICE)
     list(APPEND ARG_UNPARSED_ARGUMENTS ${CMAKE_SOURCE_DIR}/tests/support/device_cpu.cpp)
   endif()
   add_executable(${name} ${ARG_UNPARSED_ARGUMENTS})
   reprise_compile_options(${name})
   target_link_libraries(${name} PRIVATE ${ARG_LINK} GTest::gtest GTest::gtest_main)
-  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST PROPERTIES TIMEOUT 300)
+  set(properties TIMEOUT 300)
+  if(ARG_MPIRUN)
+    list(APPEND properties RESOURCE_LOCK mpirun)
+  endif()
+  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST PROPERTIES ${properties})
 endfunction()
 
 # The same test sources on a CUDA device, which tests/support/device.hpp then means: <name>_cuda_emulated_tests on every
@@ -192,5 +198,6 @@ function(reprise_mpi_test_properties test ranks)
   if(REPRISE_SANITIZE MATCHES "address")
     list(APPEND environment ASAN_OPTIONS=detect_leaks=0) # MPI keeps memory until the process ends
   endif()
-  set_tests_properties(${test} PROPERTIES TIMEOUT 120 PROCESSORS ${ranks} ENVIRONMENT "${environment}")
+  set_tests_properties(${test} PROPERTIES TIMEOUT 120 PROCESSORS ${ranks} RESOURCE_LOCK mpirun
+                                                ENVIRONMENT "${environment}")
 endfunction()
