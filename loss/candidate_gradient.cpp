@@ -64,24 +64,49 @@ void add_by_row(const Context& context, const ListedRows& listed, const RowEntri
   });
 }
 
-/// One panel of the rows [begin, end) of `listed`. sums: [end - begin, kPanelColumns], zero before and after.
-void add_panel_by_tile(const LocalCandidates& candidates, std::int64_t first, std::int64_t last,
-                       const ListedRows& listed, Range part, VectorView<const float> deltas, const float* panel,
-                       float* sums) {
-  const std::int64_t id_begin = candidates.tiles[first].id_begin;
-  for (std::int64_t i = first; i < last; ++i) {
-    const LocalCandidates::Tile& tile = candidates.tiles[i];
-    const std::int32_t* slots = listed.slots.data + tile.id_begin - id_begin;
-    const std::int32_t* from = std::lower_bound(slots, slots + tile.num_ids(), part.begin);
-    const std::int32_t* to = std::lower_bound(from, slots + tile.num_ids(), part.end);
-    REPRISE_SIMD_CALL(add_tile_gradient, panel + (tile.token_begin - listed.token_begin) * kPanelColumns, tile.tokens(),
-                      from, to - from, deltas.data + tile.logits + (from - slots) * tile.tokens(), part.begin, sums);
+/// Asks for one panel of the rows [begin, end) of d_weight, long before they are updated.
+void load_rows_ahead(MatrixView<float> d_weight, const ListedRows& listed, Range rows, std::int64_t column,
+                     std::int64_t columns) {
+  constexpr std::int64_t kLine = 16;  // floats
+  for (std::int64_t i = rows.begin; i < rows.end; ++i) {
+    const float* row = &d_weight(listed.rows[i], column);
+    for (std::int64_t c = 0; c < columns; c += kLine) __builtin_prefetch(row + c, 1, 2);
   }
 }
 
-void add_by_tile(const Context& context, const LocalCandidates& candidates, std::int64_t first, std::int64_t last,
-                 const ListedRows& listed, VectorView<const float> deltas, const Panels& panels,
-                 MatrixView<float> d_weight) {
+/// What the products of one panel with the rows [part.begin, part.end) of `listed` need.
+struct PanelTask {
+  Range part;
+  std::int64_t column, columns;
+  const float* hidden;  ///< [tokens, kPanelColumns]
+  float* sums;          ///< [part.size(), kPanelColumns], zero before and after
+};
+
+/// While the tiles are multiplied, the rows that the sums will be added to come from memory.
+void add_panel_by_tile(const LocalCandidates& candidates, Range tiles, const ListedRows& listed,
+                       VectorView<const float> deltas, const PanelTask& task, MatrixView<float> d_weight) {
+  const std::int64_t id_begin = candidates.tiles[tiles.begin].id_begin;
+  for (std::int64_t i = tiles.begin; i < tiles.end; ++i) {
+    const Range ahead = even_shard(task.part.size(), tiles.size(), i - tiles.begin);
+    load_rows_ahead(d_weight, listed, {task.part.begin + ahead.begin, task.part.begin + ahead.end}, task.column,
+                    task.columns);
+    const LocalCandidates::Tile& tile = candidates.tiles[i];
+    const std::int32_t* slots = listed.slots.data + tile.id_begin - id_begin;
+    const std::int32_t* from = std::lower_bound(slots, slots + tile.num_ids(), task.part.begin);
+    const std::int32_t* to = std::lower_bound(from, slots + tile.num_ids(), task.part.end);
+    REPRISE_SIMD_CALL(add_tile_gradient, task.hidden + (tile.token_begin - listed.token_begin) * kPanelColumns,
+                      tile.tokens(), from, to - from, deltas.data + tile.logits + (from - slots) * tile.tokens(),
+                      task.part.begin, task.sums);
+  }
+  for (std::int64_t i = task.part.begin; i < task.part.end; ++i) {
+    REPRISE_SIMD_CALL(flush_row_sums, task.sums + (i - task.part.begin) * kPanelColumns,
+                      &d_weight(listed.rows[i], task.column), task.columns,
+                      later_row(d_weight, listed.rows, i, task.column));
+  }
+}
+
+void add_by_tile(const Context& context, const LocalCandidates& candidates, Range tiles, const ListedRows& listed,
+                 VectorView<const float> deltas, const Panels& panels, MatrixView<float> d_weight) {
   // Tasks are (panel, part of the rows); a worker takes every n-th and has row sums of its own.
   const std::int64_t workers = context.stream.cpu().num_threads();
   const std::int64_t parts = ceil_div(workers, panels.count());
@@ -91,15 +116,11 @@ void add_by_tile(const Context& context, const LocalCandidates& candidates, std:
     const VectorView<float> sums = all_sums.row(worker);
     std::fill(sums.begin(), sums.end(), 0.0f);
     for (std::int64_t task = worker; task < panels.count() * parts; task += workers) {
-      const std::int64_t panel = task / parts, column = panels.first_column(panel);
-      const std::int64_t begin = std::min(task % parts * part_rows, listed.rows.size);
+      const std::int64_t panel = task / parts, begin = std::min(task % parts * part_rows, listed.rows.size);
       const Range part{begin, std::min(begin + part_rows, listed.rows.size)};
-      add_panel_by_tile(candidates, first, last, listed, part, deltas, panels.panel(panel), sums.data);
-      for (std::int64_t i = part.begin; i < part.end; ++i) {
-        REPRISE_SIMD_CALL(flush_row_sums, sums.data + (i - part.begin) * kPanelColumns,
-                          &d_weight(listed.rows[i], column), panels.columns(panel),
-                          later_row(d_weight, listed.rows, i, column));
-      }
+      add_panel_by_tile(candidates, tiles, listed, deltas,
+                        {part, panels.first_column(panel), panels.columns(panel), panels.panel(panel), sums.data},
+                        d_weight);
     }
   });
 }
@@ -124,7 +145,7 @@ void add_candidate_gradient(const Context& context, const LocalCandidates& candi
       const RowEntries sorted = sort_by_row(context, candidates, first, last, listed, deltas);
       add_by_row(context, listed, sorted, panels, d_weight);
     } else {
-      add_by_tile(context, candidates, first, last, listed, deltas, panels, d_weight);
+      add_by_tile(context, candidates, {first, last}, listed, deltas, panels, d_weight);
     }
     first = last;
   }

@@ -7,7 +7,7 @@ namespace {
 
 constexpr std::int64_t kMaxTokens = 8;           // tokens of a register block
 constexpr std::int64_t kMaxGroup = 48;           // rows visited together
-constexpr std::int64_t kGroupBytes = 192 << 10;  // of rows, so that they, H, dH and the next rows share L2
+constexpr std::int64_t kGroupBytes = 384 << 10;  // of rows: with H and dH of a block they fill most of L2
 constexpr std::int64_t kAccumulators = REPRISE_SIMD_WIDTH == 16 ? 24 : 12;
 constexpr std::int64_t kLine = 64;  // bytes
 
@@ -228,7 +228,7 @@ template <class T>
 void forward(const HeadUnit<T>& unit) {
   const std::int64_t row_bytes = unit.depth * static_cast<std::int64_t>(sizeof(T));
   const std::int64_t step = unit.tokens < 4 ? 8 : 12;  // a multiple of every kBlockRows in use
-  std::int64_t group = (unit.tokens > 8 ? 2 : 1) * kGroupBytes / row_bytes / step * step;
+  std::int64_t group = kGroupBytes / row_bytes / step * step;
   group = group < step ? step : (group > kMaxGroup ? kMaxGroup : group);
 
   const std::int64_t padded_depth = (unit.depth + kWidth - 1) / kWidth * kWidth;
