@@ -177,22 +177,62 @@ endfunction()
 
 # A GoogleTest program that runs under mpirun, once per rank count (ctest names: <name>.ranks_<n>). The tests get their
 # world from mpi_test_world() of tests/support/mpi_test_main.hpp; the main is linked in.
-#   reprise_mpi_test(parallel_mpi_tests communicator_mpi_test.cpp RANKS 1 2 4 LINK reprise_parallel)
+#   reprise_mpi_test(parallel_mpi_tests communicator_mpi_test.cpp [DEVICE] RANKS 1 2 4 LINK reprise_parallel)
 function(reprise_mpi_test name)
-  cmake_parse_arguments(ARG "" "" "RANKS;LINK" ${ARGN})
+  cmake_parse_arguments(ARG "DEVICE" "" "RANKS;LINK" ${ARGN})
+  if(ARG_DEVICE)
+    list(APPEND ARG_UNPARSED_ARGUMENTS ${CMAKE_SOURCE_DIR}/tests/support/device_cpu.cpp)
+  endif()
   add_executable(${name} ${ARG_UNPARSED_ARGUMENTS} ${CMAKE_SOURCE_DIR}/tests/support/mpi_test_main.cpp)
   reprise_compile_options(${name})
   target_link_libraries(${name} PRIVATE ${ARG_LINK} reprise_parallel GTest::gtest)
-  foreach(ranks ${ARG_RANKS})
-    add_test(NAME ${name}.ranks_${ranks} COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} --oversubscribe
-                                                 $<TARGET_FILE:${name}>)
-    reprise_mpi_test_properties(${name}.ranks_${ranks} ${ranks})
+  reprise_mpi_runs(${name} ${name} "" "${ARG_RANKS}")
+endfunction()
+
+# The same test sources on a CUDA device, all ranks on one: <name>_cuda_emulated_mpi_tests on every machine, run in both
+# orders as by reprise_cuda_test; <name>_cuda_mpi_tests where CUDA is built in.
+#   reprise_cuda_mpi_test(parallel communicator_mpi_test.cpp RANKS 1 2 4 LINK reprise_parallel)
+function(reprise_cuda_mpi_test name)
+  cmake_parse_arguments(ARG "" "" "RANKS;LINK" ${ARGN})
+  list(APPEND ARG_LINK reprise_parallel)
+  list(REMOVE_DUPLICATES ARG_LINK)
+  list(APPEND ARG_UNPARSED_ARGUMENTS ${CMAKE_SOURCE_DIR}/tests/support/device_cuda.cpp
+                                     ${CMAKE_SOURCE_DIR}/tests/support/mpi_test_main.cpp)
+  if(REPRISE_CUDA STREQUAL "on")
+    set(target ${name}_cuda_mpi_tests)
+    add_executable(${target} ${ARG_UNPARSED_ARGUMENTS})
+    reprise_compile_options(${target})
+    reprise_cuda_device(${target} on)
+    target_link_libraries(${target} PRIVATE ${ARG_LINK} GTest::gtest)
+    if(REPRISE_RUN_ON_GPU)
+      reprise_mpi_runs(${target} ${target} "" "${ARG_RANKS}")
+    endif()
+  endif()
+  if(REPRISE_EMULATED_TESTS)
+    set(target ${name}_cuda_emulated_mpi_tests)
+    add_executable(${target} ${ARG_UNPARSED_ARGUMENTS} ${CMAKE_SOURCE_DIR}/tests/support/emulation_environment.cpp)
+    reprise_compile_options(${target})
+    reprise_cuda_device(${target} emulated)
+    list(TRANSFORM ARG_LINK APPEND "_emulated" REGEX "^reprise_[a-z]+$")
+    target_link_libraries(${target} PRIVATE ${ARG_LINK} GTest::gtest)
+    reprise_mpi_runs(${target} ${target} "" "${ARG_RANKS}")
+    reprise_mpi_runs(${target}.reversed ${target} REPRISE_EMULATION=descending,late "${ARG_RANKS}")
+  endif()
+endfunction()
+
+# Starts `target` under mpirun with each number of ranks: ctest names <test>.ranks_<n>.
+function(reprise_mpi_runs test target environment rank_counts)
+  foreach(ranks ${rank_counts})
+    add_test(NAME ${test}.ranks_${ranks} COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} --oversubscribe
+                                                 $<TARGET_FILE:${target}>)
+    reprise_mpi_test_properties(${test}.ranks_${ranks} ${ranks} ${environment})
   endforeach()
 endfunction()
 
 # Lets mpirun start as root, with more ranks than cores and without pinning them on top of each other.
+# More arguments are added to the environment.
 function(reprise_mpi_test_properties test ranks)
-  set(environment OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+  set(environment ${ARGN} OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
       OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1
       OMPI_MCA_btl_vader_single_copy_mechanism=none)
   if(REPRISE_SANITIZE MATCHES "address")

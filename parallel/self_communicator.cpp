@@ -1,8 +1,7 @@
 #include "parallel/self_communicator.hpp"
 
-#include <cstring>
-
 #include "core/error.hpp"
+#include "parallel/elements.hpp"
 
 namespace reprise {
 
@@ -18,28 +17,22 @@ class SelfCommunicator final : public Communicator {
   void do_all_reduce(const Stream&, void*, std::int64_t, DType, ReduceOp) override {}
   void do_all_gather(const Stream& stream, const void* input, void* output, std::span<const std::int64_t> counts,
                      DType dtype) override {
-    copy(stream, input, output, counts[0], dtype);
+    detail::copy_elements(stream, input, output, counts[0], dtype);
   }
   void do_reduce_scatter(const Stream& stream, const void* input, void* output, std::span<const std::int64_t> counts,
                          DType dtype) override {
-    copy(stream, input, output, counts[0], dtype);
+    detail::copy_elements(stream, input, output, counts[0], dtype);
   }
   void do_all_to_all(const Stream& stream, const void* send, std::span<const std::int64_t> send_counts, void* receive,
                      std::span<const std::int64_t> receive_counts, DType dtype) override {
     REPRISE_CHECK(send_counts[0] == receive_counts[0], "[{}] all_to_all sends {} elements and expects {}", name(),
                   send_counts[0], receive_counts[0]);
-    copy(stream, send, receive, send_counts[0], dtype);
+    detail::copy_elements(stream, send, receive, send_counts[0], dtype);
   }
   void do_broadcast(const Stream&, void*, std::int64_t, DType, int) override {}
   void do_barrier() override {}
   std::unique_ptr<Communicator> do_split(int, int, std::string name) override {
     return make_self_communicator(std::move(name));
-  }
-
- private:
-  static void copy(const Stream& stream, const void* from, void* to, std::int64_t count, DType dtype) {
-    REPRISE_CHECK(stream.is_cpu(), "the self communicator copies host memory");
-    if (count > 0 && from != to) std::memmove(to, from, static_cast<std::size_t>(count) * size_of(dtype));
   }
 };
 

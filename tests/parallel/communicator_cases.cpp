@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "core/error.hpp"
+#include "core/transfer.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/process_groups.hpp"
 #include "tests/support/expect_error.hpp"
@@ -17,8 +18,6 @@
 namespace reprise {
 
 namespace {
-
-const Stream kStream{CpuStream{}};
 
 std::uint64_t hash(std::uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -100,6 +99,62 @@ std::int64_t count_of(const std::vector<std::int64_t>& counts, int rank) {
   return counts[static_cast<std::size_t>(rank)];
 }
 
+// Every verb on the stream's device, with its values brought there and back.
+template <class T>
+std::vector<T> all_reduce(Communicator& group, const Stream& stream, const std::vector<T>& values,
+                          ReduceOp op = ReduceOp::kSum) {
+  auto buffer = to_device(stream, values);
+  group.all_reduce<T>(stream, buffer.view(), op);
+  return to_host(stream, buffer.view());
+}
+template <class T>
+std::vector<T> all_gather(Communicator& group, const Stream& stream, const std::vector<T>& input,
+                          const std::vector<std::int64_t>& counts) {
+  const auto own = to_device(stream, input);
+  Buffer<T> output(stream, total_of(counts), "output");
+  group.all_gather<T>(stream, own.view(), output.view(), counts);
+  return to_host(stream, output.view());
+}
+template <class T>
+std::vector<T> all_gather_in_place(Communicator& group, const Stream& stream, const std::vector<T>& input,
+                                   const std::vector<std::int64_t>& counts) {
+  Buffer<T> output(stream, total_of(counts), "output");
+  const auto own = output.view().slice(offset_of(counts, group.rank()), count_of(counts, group.rank()));
+  copy_to_device<T>(stream, input, own);
+  group.all_gather<T>(stream, own, output.view(), counts);
+  return to_host(stream, output.view());
+}
+template <class T>
+std::vector<T> reduce_scatter(Communicator& group, const Stream& stream, const std::vector<T>& input,
+                              const std::vector<std::int64_t>& counts) {
+  const auto whole = to_device(stream, input);
+  Buffer<T> output(stream, count_of(counts, group.rank()), "output");
+  group.reduce_scatter<T>(stream, whole.view(), output.view(), counts);
+  return to_host(stream, output.view());
+}
+template <class T>
+std::vector<T> reduce_scatter_in_place(Communicator& group, const Stream& stream, const std::vector<T>& input,
+                                       const std::vector<std::int64_t>& counts) {
+  auto whole = to_device(stream, input);
+  const auto own = whole.view().slice(offset_of(counts, group.rank()), count_of(counts, group.rank()));
+  group.reduce_scatter<T>(stream, whole.view(), own, counts);
+  return to_host(stream, own);
+}
+template <class T>
+std::vector<T> all_to_all(Communicator& group, const Stream& stream, const std::vector<T>& input,
+                          const std::vector<std::int64_t>& sent, const std::vector<std::int64_t>& received) {
+  const auto send = to_device(stream, input);
+  Buffer<T> receive(stream, total_of(received), "receive");
+  group.all_to_all<T>(stream, send.view(), sent, receive.view(), received);
+  return to_host(stream, receive.view());
+}
+template <class T>
+std::vector<T> broadcast(Communicator& group, const Stream& stream, const std::vector<T>& values, int root) {
+  auto buffer = to_device(stream, values);
+  group.broadcast<T>(stream, buffer.view(), root);
+  return to_host(stream, buffer.view());
+}
+
 template <class... T, class Body>
 void for_types(const Body& body) {
   (body(T{}), ...);
@@ -109,27 +164,26 @@ void for_every_type(const Body& body) {
   for_types<float, double, BFloat16, std::int32_t, std::int64_t, std::uint8_t, std::uint32_t, std::uint64_t>(body);
 }
 
-void all_reduce_is_exact(Communicator& group) {
+void all_reduce_is_exact(Communicator& group, const Stream& stream) {
   for_types<float, double, BFloat16, std::int64_t>([&](auto type) {
     using T = decltype(type);
     for (const std::int64_t count : {0, 1, 2, 5, 1000, 30011}) {
       for (const ReduceOp op : {ReduceOp::kSum, ReduceOp::kMax}) {
-        auto values = elements<T>(group.rank(), count);
-        group.all_reduce<T>(kStream, values, op);
+        const auto values = all_reduce(group, stream, elements<T>(group.rank(), count), op);
         EXPECT_TRUE(same_bits(values, all_reduced<T>(group.size(), count, op)));
       }
     }
   });
 }
 
-void maximum_propagates_nan(Communicator& group) {
+void maximum_propagates_nan(Communicator& group, const Stream& stream) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN(), kInf = std::numeric_limits<double>::infinity();
   for_types<float, double, BFloat16>([&](auto type) {
     using T = decltype(type);
     for (int bad = 0; bad < group.size(); ++bad) {
       const auto cast = [](double value) { return static_cast<T>(static_cast<float>(value)); };
       std::vector<T> values{cast(group.rank() == bad ? kNan : 5.0), cast(-kInf), cast(group.rank()), cast(-1.0)};
-      group.all_reduce<T>(kStream, values, ReduceOp::kMax);
+      values = all_reduce(group, stream, values, ReduceOp::kMax);
       EXPECT_TRUE(std::isnan(static_cast<double>(static_cast<float>(values[0]))));
       EXPECT_EQ(static_cast<float>(values[1]), -std::numeric_limits<float>::infinity());
       EXPECT_EQ(static_cast<float>(values[2]), static_cast<float>(group.size() - 1));
@@ -138,16 +192,16 @@ void maximum_propagates_nan(Communicator& group) {
   });
 }
 
-void sums_of_infinities_are_ieee(Communicator& group) {
+void sums_of_infinities_are_ieee(Communicator& group, const Stream& stream) {
   const float inf = std::numeric_limits<float>::infinity();
   std::vector<float> values{inf, group.rank() == 0 ? inf : -inf, std::numeric_limits<float>::quiet_NaN()};
-  group.all_reduce<float>(kStream, values);
+  values = all_reduce(group, stream, values);
   EXPECT_EQ(values[0], inf);
   EXPECT_TRUE(group.size() == 1 ? values[1] == inf : std::isnan(values[1]));
   EXPECT_TRUE(std::isnan(values[2]));
 }
 
-void all_gather_joins_in_rank_order(Communicator& group) {
+void all_gather_joins_in_rank_order(Communicator& group, const Stream& stream) {
   for_every_type([&](auto type) {
     using T = decltype(type);
     for (const std::int64_t unit : {0, 1, 7, 2500}) {
@@ -159,47 +213,37 @@ void all_gather_joins_in_rank_order(Communicator& group) {
         expected.insert(expected.end(), part.begin(), part.end());
       }
       const auto input = elements<T>(group.rank(), mine);
-      std::vector<T> output(expected.size());
-      group.all_gather<T>(kStream, input, output, counts);
-      EXPECT_TRUE(same_bits(output, expected));
-
-      std::vector<T> in_place(expected.size());
-      const VectorView<T> own = VectorView<T>(in_place).slice(offset_of(counts, group.rank()), mine);
-      std::copy(input.begin(), input.end(), own.begin());
-      group.all_gather<T>(kStream, own, in_place, counts);
-      EXPECT_TRUE(same_bits(in_place, expected));
+      EXPECT_TRUE(same_bits(all_gather(group, stream, input, counts), expected));
+      EXPECT_TRUE(same_bits(all_gather_in_place(group, stream, input, counts), expected));
     }
   });
 }
 
-void all_gather_of_equal_parts(Communicator& group) {
+void all_gather_of_equal_parts(Communicator& group, const Stream& stream) {
   const std::vector<std::int64_t> input{group.rank(), 10 * group.rank()};
-  std::vector<std::int64_t> output(2 * static_cast<std::size_t>(group.size())), expected;
+  std::vector<std::int64_t> expected;
   for (int r = 0; r < group.size(); ++r) expected.insert(expected.end(), {r, 10 * r});
-  group.all_gather<std::int64_t>(kStream, input, output);
-  EXPECT_EQ(output, expected);
+  const auto own = to_device(stream, input);
+  Buffer<std::int64_t> output(stream, 2 * group.size(), "output");
+  group.all_gather<std::int64_t>(stream, own.view(), output.view());
+  EXPECT_EQ(to_host(stream, output.view()), expected);
 }
 
-void reduce_scatter_is_exact(Communicator& group) {
+void reduce_scatter_is_exact(Communicator& group, const Stream& stream) {
   for_types<float, double, BFloat16>([&](auto type) {
     using T = decltype(type);
     for (const std::int64_t unit : {0, 1, 9, 5000}) {
       const auto counts = uneven_counts(group.size(), unit);
       const std::int64_t begin = offset_of(counts, group.rank()), mine = count_of(counts, group.rank());
       const auto expected = all_reduced<T>(group.size(), mine, ReduceOp::kSum, begin);
-      auto input = elements<T>(group.rank(), total_of(counts));
-      std::vector<T> output(expected.size());
-      group.reduce_scatter<T>(kStream, input, output, counts);
-      EXPECT_TRUE(same_bits(output, expected));
-
-      const VectorView<T> own = VectorView<T>(input).slice(begin, mine);
-      group.reduce_scatter<T>(kStream, input, own, counts);
-      EXPECT_TRUE(same_bits(std::vector<T>(own.begin(), own.end()), expected));
+      const auto input = elements<T>(group.rank(), total_of(counts));
+      EXPECT_TRUE(same_bits(reduce_scatter(group, stream, input, counts), expected));
+      EXPECT_TRUE(same_bits(reduce_scatter_in_place(group, stream, input, counts), expected));
     }
   });
 }
 
-void all_to_all_delivers_every_block(Communicator& group) {
+void all_to_all_delivers_every_block(Communicator& group, const Stream& stream) {
   // Rank a sends (3 a + 5 b) mod 4 times `unit` elements to rank b: different for every pair, sometimes none.
   for_every_type([&](auto type) {
     using T = decltype(type);
@@ -215,43 +259,39 @@ void all_to_all_delivers_every_block(Communicator& group) {
         input.insert(input.end(), out.begin(), out.end());
         expected.insert(expected.end(), in.begin(), in.end());
       }
-      std::vector<T> output(expected.size());
-      group.all_to_all<T>(kStream, input, sent, output, received);
-      EXPECT_TRUE(same_bits(output, expected));
+      EXPECT_TRUE(same_bits(all_to_all(group, stream, input, sent, received), expected));
     }
   });
 }
 
-void broadcast_comes_from_every_root(Communicator& group) {
+void broadcast_comes_from_every_root(Communicator& group, const Stream& stream) {
   for_every_type([&](auto type) {
     using T = decltype(type);
     for (int root = 0; root < group.size(); ++root) {
       for (const std::int64_t count : {0, 1, 3000}) {
-        auto values = elements<T>(group.rank(), count);
-        group.broadcast<T>(kStream, values, root);
+        const auto values = broadcast(group, stream, elements<T>(group.rank(), count), root);
         EXPECT_TRUE(same_bits(values, elements<T>(root, count)));
       }
     }
   });
 }
 
-void long_buffers_go_in_rounds(Communicator& group) {
+void long_buffers_go_in_rounds(Communicator& group, const Stream& stream) {
   const std::int64_t count = 2500003;
-  auto values = elements<float>(group.rank(), count);
-  group.all_reduce<float>(kStream, values);
+  const auto values = all_reduce(group, stream, elements<float>(group.rank(), count));
   EXPECT_TRUE(same_bits(values, all_reduced<float>(group.size(), count, ReduceOp::kSum)));
 }
 
-void many_small_calls_stay_in_step(Communicator& group) {
+void many_small_calls_stay_in_step(Communicator& group, const Stream& stream) {
   for (int i = 0; i < 300; ++i) {
     std::vector<std::int64_t> value{group.rank() + i};
-    group.all_reduce<std::int64_t>(kStream, value, ReduceOp::kMax);
+    value = all_reduce(group, stream, value, ReduceOp::kMax);
     ASSERT_EQ(value[0], group.size() - 1 + i);
     group.barrier();
   }
 }
 
-void split_orders_by_key_then_rank(Communicator& group) {
+void split_orders_by_key_then_rank(Communicator& group, const Stream& stream) {
   // Three colours (some of one rank or none), reversed within a colour, then split once more.
   const int colour = group.rank() % 3;
   const auto part = group.split(colour, -group.rank(), "third");
@@ -263,9 +303,8 @@ void split_orders_by_key_then_rank(Communicator& group) {
   ASSERT_EQ(part->size(), static_cast<int>(members.size()));
   EXPECT_EQ(members[static_cast<std::size_t>(part->rank())], group.rank());
 
-  std::vector<std::int64_t> seen(members.size());
-  part->all_gather<std::int64_t>(kStream, std::vector<std::int64_t>{group.rank()}, seen);
-  EXPECT_EQ(seen, members);
+  const std::vector<std::int64_t> one_each(members.size(), 1);
+  EXPECT_EQ(all_gather<std::int64_t>(*part, stream, {group.rank()}, one_each), members);
 
   const auto alone = part->split(part->rank(), 0, "alone");
   EXPECT_EQ(alone->size(), 1);
@@ -276,7 +315,7 @@ void split_orders_by_key_then_rank(Communicator& group) {
   same->barrier();
 }
 
-void grid_has_tensor_fastest(Communicator& group) {
+void grid_has_tensor_fastest(Communicator& group, const Stream& stream) {
   for (int tensor = 1; tensor <= group.size(); ++tensor) {
     if (group.size() % tensor != 0) {
       expect_error(ErrorKind::kUsage, {"does not divide", fmt::format("1, ")},
@@ -289,13 +328,13 @@ void grid_has_tensor_fastest(Communicator& group) {
     EXPECT_EQ(groups.dp_size(), group.size() / tensor);
     EXPECT_EQ(groups.dp_rank() * groups.tp_size() + groups.tp_rank(), group.rank());
     std::vector<std::int64_t> sum{group.rank()};
-    groups.tp->all_reduce<std::int64_t>(kStream, sum);
+    sum = all_reduce(*groups.tp, stream, sum);
     EXPECT_EQ(sum[0], tensor * (groups.dp_rank() * tensor) + tensor * (tensor - 1) / 2);
   }
   expect_error(ErrorKind::kUsage, {"parallel.tensor = 0"}, [&] { (void)ProcessGroups::make(group, 0); });
 }
 
-void failures_are_agreed(Communicator& group) {
+void failures_are_agreed(Communicator& group, const Stream&) {
   agree(group, [] {});
   for (int first = 0; first < group.size(); ++first) {
     expect_error(ErrorKind::kDisk, {"no space on rank " + std::to_string(first) + "."}, [&] {
@@ -312,24 +351,21 @@ void expect_count(const Communicator& group, Collective verb, std::int64_t calls
   EXPECT_EQ(group.count(verb).bytes, bytes) << name_of(verb) << " on rank " << group.rank() << " of " << group.size();
 }
 
-void calls_and_bytes_are_counted(Communicator& group) {
+void calls_and_bytes_are_counted(Communicator& group, const Stream& stream) {
   const int ranks = group.size(), rank = group.rank();
   const auto counts = uneven_counts(ranks, 5);
   const std::int64_t total = total_of(counts), mine = count_of(counts, rank);
   const auto whole = static_cast<std::size_t>(total), own = static_cast<std::size_t>(mine);
   group.reset_counts();
-  std::vector<double> reduce(static_cast<std::size_t>(6 * ranks));
-  group.all_reduce<double>(kStream, reduce);
-  group.all_reduce<double>(kStream, reduce, ReduceOp::kMax);
-  std::vector<BFloat16> gathered(whole), part(own);
-  group.all_gather<BFloat16>(kStream, part, gathered, counts);
-  std::vector<float> addends(whole), sums(own);
-  group.reduce_scatter<float>(kStream, addends, sums, counts);
+  const std::vector<double> reduce(static_cast<std::size_t>(6 * ranks));
+  static_cast<void>(all_reduce(group, stream, reduce));
+  static_cast<void>(all_reduce(group, stream, reduce, ReduceOp::kMax));
+  static_cast<void>(all_gather(group, stream, std::vector<BFloat16>(own), counts));
+  static_cast<void>(reduce_scatter(group, stream, std::vector<float>(whole), counts));
   const std::vector<std::int64_t> to_each(static_cast<std::size_t>(ranks), 3);
-  std::vector<std::uint8_t> sent(static_cast<std::size_t>(3 * ranks)), received(sent.size());
-  group.all_to_all<std::uint8_t>(kStream, sent, to_each, received, to_each);
-  std::vector<std::int32_t> shared(10);
-  group.broadcast<std::int32_t>(kStream, shared, 0);
+  const std::vector<std::uint8_t> sent(static_cast<std::size_t>(3 * ranks));
+  static_cast<void>(all_to_all(group, stream, sent, to_each, to_each));
+  static_cast<void>(broadcast(group, stream, std::vector<std::int32_t>(10), 0));
   group.barrier();
 
   expect_count(group, Collective::kAllReduce, 2, 2 * 2 * (ranks - 1) * 6 * 8);
@@ -342,18 +378,19 @@ void calls_and_bytes_are_counted(Communicator& group) {
   expect_count(group, Collective::kAllReduce, 0, 0);
 }
 
-void wrong_sizes_are_refused_before_anything_moves(Communicator& group) {
+void wrong_sizes_are_refused_before_anything_moves(Communicator& group, const Stream& stream) {
   const auto ranks = static_cast<std::size_t>(group.size());
-  std::vector<float> small(2), big(2 * ranks + 1);
+  Buffer<float> small(stream, 2, "small"), big(stream, 2 * group.size() + 1, "big");
   const std::vector<std::int64_t> counts(ranks, 2), too_many(ranks + 1, 2);
   expect_error(ErrorKind::kInternal, {"[", "whole buffer holds"},
-               [&] { group.all_gather<float>(kStream, small, big, counts); });
-  expect_error(ErrorKind::kInternal, {"counts for"}, [&] { group.all_gather<float>(kStream, small, big, too_many); });
+               [&] { group.all_gather<float>(stream, small.view(), big.view(), counts); });
+  expect_error(ErrorKind::kInternal, {"counts for"},
+               [&] { group.all_gather<float>(stream, small.view(), big.view(), too_many); });
   expect_error(ErrorKind::kInternal, {"elements where its count is"},
-               [&] { group.reduce_scatter<float>(kStream, big, big, counts); });
+               [&] { group.reduce_scatter<float>(stream, big.view(), big.view(), counts); });
   expect_error(ErrorKind::kInternal, {"where the counts add to"},
-               [&] { group.all_to_all<float>(kStream, big, counts, big, counts); });
-  expect_error(ErrorKind::kInternal, {"root"}, [&] { group.broadcast<float>(kStream, small, group.size()); });
+               [&] { group.all_to_all<float>(stream, big.view(), counts, big.view(), counts); });
+  expect_error(ErrorKind::kInternal, {"root"}, [&] { group.broadcast<float>(stream, small.view(), group.size()); });
   group.barrier();
 }
 

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
+#include "parallel/staged_communicator.hpp"
 #include "tests/parallel/communicator_cases.hpp"
+#include "tests/support/device.hpp"
 #include "tests/support/mpi_test_main.hpp"
 
 namespace reprise {
@@ -10,13 +12,13 @@ namespace {
 class MpiCommunicatorTest : public testing::TestWithParam<CommunicatorCase> {};
 
 TEST_P(MpiCommunicatorTest, Holds) {
-  GetParam().run(mpi_test_world());
+  GetParam().run(mpi_test_world(), test_stream());
 }
 
 // Buffers beyond the range of int travel in several messages; a small limit takes the same road.
 TEST_P(MpiCommunicatorTest, HoldsInMessagesOfOneThousandElements) {
-  const auto world = mpi_test_environment().world(1000);
-  GetParam().run(*world);
+  const auto world = make_staged_communicator(mpi_test_environment().world(1000));
+  GetParam().run(*world, test_stream());
 }
 
 INSTANTIATE_TEST_SUITE_P(Mpi, MpiCommunicatorTest, testing::ValuesIn(communicator_cases()),

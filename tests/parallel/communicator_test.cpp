@@ -1,8 +1,8 @@
 #include <gtest/gtest.h>
 
 #include "parallel/self_communicator.hpp"
-#include "parallel/thread_communicator.hpp"
 #include "tests/parallel/communicator_cases.hpp"
+#include "tests/support/device_ranks.hpp"
 
 namespace reprise {
 
@@ -14,9 +14,9 @@ class CommunicatorTest : public testing::TestWithParam<std::tuple<CommunicatorCa
 TEST_P(CommunicatorTest, Holds) {
   const auto& [test, ranks] = GetParam();
   if (ranks == 0) {
-    test.run(*make_self_communicator());
+    test.run(*make_self_communicator(), test_stream());
   } else {
-    run_ranks(ranks, test.run);
+    run_device_ranks(ranks, [&run = test.run](Communicator& world) { run(world, test_stream()); });
   }
 }
 

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "parallel/staged_communicator.hpp"
+
 namespace reprise {
 
 namespace {
@@ -48,7 +50,7 @@ int main(int argc, char** argv) {
   using namespace reprise;
   testing::InitGoogleTest(&argc, argv);
   environment = std::make_unique<MpiEnvironment>(&argc, &argv);
-  world = environment->world();
+  world = make_staged_communicator(environment->world());
   auto& listeners = testing::UnitTest::GetInstance()->listeners();
   if (world->rank() != 0) delete listeners.Release(listeners.default_result_printer());
   listeners.Append(new FailureReporter);
