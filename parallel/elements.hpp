@@ -40,19 +40,4 @@ inline void copy_elements(const Stream& stream, const void* from, void* to, std:
       [&](const auto& device) { copy_bytes(device, from, to, bytes_of(count, dtype), Direction::kWithinDevice); });
 }
 
-/// body(T{}) with the C++ type of `dtype`.
-template <class Body>
-void with_type_of(DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::kFloat32: return body(float{});
-    case DType::kFloat64: return body(double{});
-    case DType::kBFloat16: return body(BFloat16{});
-    case DType::kInt32: return body(std::int32_t{});
-    case DType::kInt64: return body(std::int64_t{});
-    case DType::kUInt8: return body(std::uint8_t{});
-    case DType::kUInt32: return body(std::uint32_t{});
-    case DType::kUInt64: return body(std::uint64_t{});
-  }
-}
-
 }  // namespace reprise::detail

@@ -7,10 +7,10 @@
 #include <cstring>
 #include <exception>
 #include <limits>
-#include <numeric>
 
 #include "core/error.hpp"
 #include "core/math.hpp"
+#include "parallel/elements.hpp"
 #include "parallel/rank_order.hpp"
 #include "parallel/shard.hpp"
 
@@ -18,7 +18,7 @@ namespace reprise {
 
 namespace {
 
-using Counts = std::span<const std::int64_t>;
+using detail::at, detail::Counts, detail::offsets_of;
 
 constexpr std::int64_t kSmallBytes = 16 << 10;   // all ranks' buffers together: cheaper gathered than scattered
 constexpr std::int64_t kScratchBytes = 4 << 20;  // of incoming addends; longer sums go in rounds
@@ -32,19 +32,6 @@ MPI_Datatype wire_type(DType dtype) {
     case 4: return MPI_UINT32_T;
     default: return MPI_UINT64_T;
   }
-}
-
-const std::byte* at(const void* base, std::int64_t index, DType dtype) {
-  return static_cast<const std::byte*>(base) + index * static_cast<std::int64_t>(size_of(dtype));
-}
-std::byte* at(void* base, std::int64_t index, DType dtype) {
-  return static_cast<std::byte*>(base) + index * static_cast<std::int64_t>(size_of(dtype));
-}
-
-std::vector<std::int64_t> offsets_of(Counts counts) {
-  std::vector<std::int64_t> offsets(counts.size() + 1, 0);
-  std::partial_sum(counts.begin(), counts.end(), offsets.begin() + 1);
-  return offsets;
 }
 
 class MpiCommunicator final : public Communicator {

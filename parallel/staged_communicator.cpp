@@ -6,34 +6,23 @@
 #include "core/error.hpp"
 #include "core/trace.hpp"
 #include "core/transfer.hpp"
-#include "parallel/elements.hpp"
+#include "parallel/untyped.hpp"
 
 namespace reprise {
 
 namespace {
 
-using detail::Counts, detail::offsets_of, detail::with_type_of;
-
-template <class T>
-VectorView<T> view_of(void* data, std::int64_t count) {
-  return {static_cast<T*>(data), count};
-}
-template <class T>
-VectorView<const T> view_of(const void* data, std::int64_t count) {
-  return {static_cast<const T*>(data), count};
-}
+using detail::at, detail::bytes_of, detail::Counts, detail::Direction, detail::offsets_of;
 
 /// Page-locked memory that is kept from call to call.
 class Staging {
  public:
-  template <class T>
-  VectorView<T> take(const Stream& stream, std::int64_t count) {
-    const auto bytes = count * static_cast<std::int64_t>(sizeof(T));
+  std::byte* take(const Stream& stream, std::int64_t bytes) {
     if (buffer_.size() < bytes) {
       buffer_ = {};  // before, so that both are never held together
       buffer_ = HostBuffer<std::byte>(stream, bytes, "the staging of collectives");
     }
-    return {reinterpret_cast<T*>(buffer_.view().data), count};
+    return buffer_.view().data;
   }
 
  private:
@@ -42,10 +31,11 @@ class Staging {
 
 /// The ranks' parts [begin, begin + piece) of a longer exchange.
 struct Round {
-  Round(Counts whole, std::int64_t begin, std::int64_t piece) {
+  Round(Counts whole, std::int64_t first, std::int64_t piece) : begin(first) {
     for (const auto count : whole) counts.push_back(std::clamp<std::int64_t>(count - begin, 0, piece));
     offsets = offsets_of(counts);
   }
+  std::int64_t begin;
   std::vector<std::int64_t> counts, offsets;
 };
 
@@ -64,116 +54,96 @@ class StagedCommunicator final : public Communicator {
 
  protected:
   void do_all_reduce(const Stream& stream, void* buffer, std::int64_t count, DType dtype, ReduceOp op) override {
-    with_type_of(dtype, [&](auto type) {
-      using T = decltype(type);
-      const auto values = view_of<T>(buffer, count);
-      if (stream.is_cpu()) return inner_.all_reduce<T>(stream, values, op);
-      if (size() == 1) return;
-      const TraceRange range("staged all_reduce");
-      in_pieces<T>(count, [&](std::int64_t begin, std::int64_t size) {
-        const auto staged = outgoing_.take<T>(stream, size);
-        to_host<T>("all_reduce", stream, values.slice(begin, size), staged);
-        inner_.all_reduce<T>(host_, staged, op);
-        to_device<T>("all_reduce", stream, staged, values.slice(begin, size));
-      });
-      wait("all_reduce", stream);
+    if (stream.is_cpu()) return untyped::all_reduce(inner_, stream, buffer, count, dtype, op);
+    if (size() == 1) return;
+    const Call call(*this, "all_reduce", stream, dtype);
+    in_pieces(count, dtype, [&](std::int64_t begin, std::int64_t piece) {
+      std::byte* const staged = outgoing_.take(stream, bytes_of(piece, dtype));
+      call.copy_out(at(buffer, begin, dtype), staged, piece);
+      call.wait();
+      untyped::all_reduce(inner_, host_, staged, piece, dtype, op);
+      call.copy_in(staged, at(buffer, begin, dtype), piece);
     });
+    call.wait();
   }
 
   void do_all_gather(const Stream& stream, const void* input, void* output, Counts counts, DType dtype) override {
-    with_type_of(dtype, [&](auto type) {
-      using T = decltype(type);
-      const auto mine = static_cast<std::size_t>(rank());
-      const auto offsets = offsets_of(counts);
-      const auto own = view_of<T>(input, counts[mine]);
-      const auto whole = view_of<T>(output, offsets.back());
-      if (stream.is_cpu()) return inner_.all_gather<T>(stream, own, whole, counts);
-      if (size() == 1) return copy_own("all_gather", stream, input, output, counts[0], dtype);
-      const TraceRange range("staged all_gather");
-      in_rounds<T>(counts, [&](std::int64_t begin, const Round& round, bool is_only) {
-        const auto staged = outgoing_.take<T>(stream, round.offsets.back());
-        const auto staged_own = staged.slice(round.offsets[mine], round.counts[mine]);
-        to_host<T>("all_gather", stream, own.slice(begin_in(begin, own.size), staged_own.size), staged_own);
-        inner_.all_gather<T>(host_, staged_own, staged, round.counts);
-        if (is_only) return to_device<T>("all_gather", stream, staged, whole);
-        for_parts(counts, offsets, round, begin, [&](std::int64_t in_round, std::int64_t in_whole, std::int64_t size) {
-          to_device<T>("all_gather", stream, staged.slice(in_round, size), whole.slice(in_whole, size));
-        });
-      });
-      wait("all_gather", stream);
+    if (stream.is_cpu()) return untyped::all_gather(inner_, stream, input, output, counts, dtype);
+    const Call call(*this, "all_gather", stream, dtype);
+    if (size() == 1) return call.copy(input, output, counts[0]);
+    const auto mine = static_cast<std::size_t>(rank());
+    const auto offsets = offsets_of(counts);
+    in_rounds(counts, dtype, [&](const Round& round) {
+      std::byte* const staged = outgoing_.take(stream, bytes_of(round.offsets.back(), dtype));
+      std::byte* const own = at(staged, round.offsets[mine], dtype);
+      call.copy_out(at(input, round.begin, dtype), own, round.counts[mine]);
+      call.wait();
+      untyped::all_gather(inner_, host_, own, staged, round.counts, dtype);
+      if (round.offsets == offsets) return call.copy_in(staged, output, offsets.back());
+      for (std::size_t r = 0; r < counts.size(); ++r) {
+        call.copy_in(at(staged, round.offsets[r], dtype), at(output, offsets[r] + round.begin, dtype), round.counts[r]);
+      }
     });
+    call.wait();
   }
 
   void do_reduce_scatter(const Stream& stream, const void* input, void* output, Counts counts, DType dtype) override {
-    with_type_of(dtype, [&](auto type) {
-      using T = decltype(type);
-      const auto mine = static_cast<std::size_t>(rank());
-      const auto offsets = offsets_of(counts);
-      const auto whole = view_of<T>(input, offsets.back());
-      const auto own = view_of<T>(output, counts[mine]);
-      if (stream.is_cpu()) return inner_.reduce_scatter<T>(stream, whole, own, counts);
-      if (size() == 1) return copy_own("reduce_scatter", stream, input, output, counts[0], dtype);
-      const TraceRange range("staged reduce_scatter");
-      in_rounds<T>(counts, [&](std::int64_t begin, const Round& round, bool is_only) {
-        const auto staged = outgoing_.take<T>(stream, round.offsets.back());
-        if (is_only) {
-          start_to_host<T>("reduce_scatter", stream, whole, staged);
-        } else {
-          for_parts(
-              counts, offsets, round, begin, [&](std::int64_t in_round, std::int64_t in_whole, std::int64_t size) {
-                start_to_host<T>("reduce_scatter", stream, whole.slice(in_whole, size), staged.slice(in_round, size));
-              });
+    if (stream.is_cpu()) return untyped::reduce_scatter(inner_, stream, input, output, counts, dtype);
+    const Call call(*this, "reduce_scatter", stream, dtype);
+    if (size() == 1) return call.copy(input, output, counts[0]);
+    const auto mine = static_cast<std::size_t>(rank());
+    const auto offsets = offsets_of(counts);
+    in_rounds(counts, dtype, [&](const Round& round) {
+      std::byte* const staged = outgoing_.take(stream, bytes_of(round.offsets.back(), dtype));
+      if (round.offsets == offsets) {
+        call.copy_out(input, staged, offsets.back());
+      } else {
+        for (std::size_t r = 0; r < counts.size(); ++r) {
+          call.copy_out(at(input, offsets[r] + round.begin, dtype), at(staged, round.offsets[r], dtype),
+                        round.counts[r]);
         }
-        wait("reduce_scatter", stream);
-        const auto staged_own = staged.slice(round.offsets[mine], round.counts[mine]);
-        inner_.reduce_scatter<T>(host_, staged, staged_own, round.counts);
-        to_device<T>("reduce_scatter", stream, staged_own, own.slice(begin_in(begin, own.size), staged_own.size));
-      });
-      wait("reduce_scatter", stream);
+      }
+      call.wait();
+      std::byte* const own = at(staged, round.offsets[mine], dtype);
+      untyped::reduce_scatter(inner_, host_, staged, own, round.counts, dtype);
+      call.copy_in(own, at(output, round.begin, dtype), round.counts[mine]);
     });
+    call.wait();
   }
 
   void do_all_to_all(const Stream& stream, const void* send, Counts send_counts, void* receive, Counts receive_counts,
                      DType dtype) override {
-    with_type_of(dtype, [&](auto type) {
-      using T = decltype(type);
-      const auto sent = view_of<T>(send, offsets_of(send_counts).back());
-      const auto received = view_of<T>(receive, offsets_of(receive_counts).back());
-      if (stream.is_cpu()) return inner_.all_to_all<T>(stream, sent, send_counts, received, receive_counts);
-      if (size() == 1) {
-        require(sent.size == received.size, ErrorKind::kCommunication,
-                "[{}] rank 0 in all_to_all: sends {} elements to itself and expects {}", name(), sent.size,
-                received.size);
-        return copy_own("all_to_all", stream, send, receive, sent.size, dtype);
-      }
-      const TraceRange range("staged all_to_all");
-      const auto staged = outgoing_.take<T>(stream, sent.size), arriving = incoming_.take<T>(stream, received.size);
-      to_host<T>("all_to_all", stream, sent, staged);
-      inner_.all_to_all<T>(host_, staged, send_counts, arriving, receive_counts);
-      to_device<T>("all_to_all", stream, arriving, received);
-      wait("all_to_all", stream);
-    });
+    if (stream.is_cpu()) {
+      return untyped::all_to_all(inner_, stream, send, send_counts, receive, receive_counts, dtype);
+    }
+    const Call call(*this, "all_to_all", stream, dtype);
+    const auto sent = offsets_of(send_counts).back(), received = offsets_of(receive_counts).back();
+    if (size() == 1) {
+      require(sent == received, ErrorKind::kCommunication,
+              "[{}] rank 0 in all_to_all: sends {} elements to itself and expects {}", name(), sent, received);
+      return call.copy(send, receive, sent);
+    }
+    std::byte* const staged = outgoing_.take(stream, bytes_of(sent, dtype));
+    std::byte* const arriving = incoming_.take(stream, bytes_of(received, dtype));
+    call.copy_out(send, staged, sent);
+    call.wait();
+    untyped::all_to_all(inner_, host_, staged, send_counts, arriving, receive_counts, dtype);
+    call.copy_in(arriving, receive, received);
+    call.wait();
   }
 
   void do_broadcast(const Stream& stream, void* buffer, std::int64_t count, DType dtype, int root) override {
-    with_type_of(dtype, [&](auto type) {
-      using T = decltype(type);
-      const auto values = view_of<T>(buffer, count);
-      if (stream.is_cpu()) return inner_.broadcast<T>(stream, values, root);
-      if (size() == 1) return;
-      const TraceRange range("staged broadcast");
-      in_pieces<T>(count, [&](std::int64_t begin, std::int64_t size) {
-        const auto staged = outgoing_.take<T>(stream, size);
-        if (rank() == root) {
-          to_host<T>("broadcast", stream, values.slice(begin, size), staged);
-        } else {
-          wait("broadcast", stream);  // for the copies of the round before
-        }
-        inner_.broadcast<T>(host_, staged, root);
-        if (rank() != root) to_device<T>("broadcast", stream, staged, values.slice(begin, size));
-      });
-      wait("broadcast", stream);
+    if (stream.is_cpu()) return untyped::broadcast(inner_, stream, buffer, count, dtype, root);
+    if (size() == 1) return;
+    const Call call(*this, "broadcast", stream, dtype);
+    in_pieces(count, dtype, [&](std::int64_t begin, std::int64_t piece) {
+      std::byte* const staged = outgoing_.take(stream, bytes_of(piece, dtype));
+      if (rank() == root) call.copy_out(at(buffer, begin, dtype), staged, piece);
+      call.wait();  // on the other ranks for the copies of the round before
+      untyped::broadcast(inner_, host_, staged, piece, dtype, root);
+      if (rank() != root) call.copy_in(staged, at(buffer, begin, dtype), piece);
     });
+    call.wait();
   }
 
   void do_barrier() override { inner_.barrier(); }
@@ -183,68 +153,72 @@ class StagedCommunicator final : public Communicator {
   }
 
  private:
+  /// The device's side of one call. Failures say where they were met.
+  class Call {
+   public:
+    Call(const StagedCommunicator& owner, const char* verb, const Stream& stream, DType dtype)
+        : owner_(owner), verb_(verb), stream_(stream), dtype_(dtype), range_(verb) {}
+
+    void copy_out(const void* device, std::byte* host, std::int64_t count) const {
+      move(device, host, count, Direction::kToHost);
+    }
+    void copy_in(const std::byte* host, void* device, std::int64_t count) const {
+      move(host, device, count, Direction::kToDevice);
+    }
+    void copy(const void* from, void* to, std::int64_t count) const {
+      if (from != to) move(from, to, count, Direction::kWithinDevice);
+    }
+    void wait() const {
+      named([&] { synchronize(stream_); });
+    }
+
+   private:
+    void move(const void* from, void* to, std::int64_t count, Direction direction) const {
+      if (count == 0) return;
+      named([&] {
+        stream_.visit(
+            [&](const auto& device) { detail::copy_bytes(device, from, to, bytes_of(count, dtype_), direction); });
+      });
+    }
+    template <class Body>
+    void named(const Body& body) const {
+      try {
+        body();
+      } catch (const Error& error) {
+        throw Error(error.kind(),
+                    fmt::format("[{}] rank {} in {}: {}", owner_.name(), owner_.rank(), verb_, error.what()));
+      }
+    }
+
+    const StagedCommunicator& owner_;
+    const char* verb_;
+    const Stream& stream_;
+    DType dtype_;
+    TraceRange range_;
+  };
+
   /// body(begin, size) for pieces of [0, count); once, with nothing, when count is 0: the peers call as well.
-  template <class T, class Body>
-  void in_pieces(std::int64_t count, const Body& body) const {
-    const auto piece = std::max<std::int64_t>(1, options_.bytes / static_cast<std::int64_t>(sizeof(T)));
+  template <class Body>
+  void in_pieces(std::int64_t count, DType dtype, const Body& body) const {
+    const auto longest = std::max<std::int64_t>(1, options_.bytes / bytes_of(1, dtype));
     std::int64_t begin = 0;
     do {
-      body(begin, std::min(piece, count - begin));
-      begin += piece;
+      body(begin, std::min(longest, count - begin));
+      begin += longest;
     } while (begin < count);
   }
 
-  /// body(begin, round, is_only): in each round every rank's part gives a piece of the same length, less at its end.
-  template <class T, class Body>
-  void in_rounds(Counts counts, const Body& body) const {
-    const auto capacity = options_.bytes / static_cast<std::int64_t>(sizeof(T));
+  /// body(round): in each round every rank's part gives a piece of the same length, less or nothing at its end.
+  template <class Body>
+  void in_rounds(Counts counts, DType dtype, const Body& body) const {
+    const auto capacity = options_.bytes / bytes_of(1, dtype);
     const auto longest = *std::max_element(counts.begin(), counts.end());
-    const bool is_only = offsets_of(counts).back() <= capacity;
-    const auto piece = is_only ? std::max<std::int64_t>(1, longest) : std::max<std::int64_t>(1, capacity / size());
+    const auto piece = std::max<std::int64_t>(1, offsets_of(counts).back() <= capacity ? longest : capacity / size());
     std::int64_t begin = 0;
     do {
-      body(begin, Round(counts, begin, piece), is_only);
+      body(Round(counts, begin, piece));
       begin += piece;
     } while (begin < longest);
-  }
-  /// body(offset in the round, offset in the whole, size) for the parts that the round has something of.
-  template <class Body>
-  static void for_parts(Counts counts, const std::vector<std::int64_t>& offsets, const Round& round, std::int64_t begin,
-                        const Body& body) {
-    for (std::size_t r = 0; r < counts.size(); ++r) {
-      if (round.counts[r] > 0) body(round.offsets[r], offsets[r] + begin, round.counts[r]);
-    }
-  }
-  /// Where a round begins in a part that may already have come to its end.
-  static std::int64_t begin_in(std::int64_t begin, std::int64_t size) { return std::min(begin, size); }
-
-  template <class T>
-  void start_to_host(const char* verb, const Stream& stream, VectorView<const T> device, VectorView<T> host) const {
-    named(verb, [&] { start_copy_to_host<T>(stream, device, host); });
-  }
-  template <class T>
-  void to_host(const char* verb, const Stream& stream, VectorView<const T> device, VectorView<T> host) const {
-    named(verb, [&] { copy_to_host<T>(stream, device, host); });
-  }
-  template <class T>
-  void to_device(const char* verb, const Stream& stream, VectorView<const T> host, VectorView<T> device) const {
-    named(verb, [&] { copy_to_device<T>(stream, host, device); });
-  }
-  void wait(const char* verb, const Stream& stream) const {
-    named(verb, [&] { synchronize(stream); });
-  }
-  void copy_own(const char* verb, const Stream& stream, const void* from, void* to, std::int64_t count,
-                DType dtype) const {
-    named(verb, [&] { detail::copy_elements(stream, from, to, count, dtype); });
-  }
-  /// A failure of the device says where it was met.
-  template <class Body>
-  void named(const char* verb, const Body& body) const {
-    try {
-      body();
-    } catch (const Error& error) {
-      throw Error(error.kind(), fmt::format("[{}] rank {} in {}: {}", name(), rank(), verb, error.what()));
-    }
   }
 
   std::unique_ptr<Communicator> owned_;

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "core/error.hpp"
+#include "parallel/elements.hpp"
 #include "parallel/rank_order.hpp"
 #include "parallel/shard.hpp"
 
@@ -17,7 +18,7 @@ namespace reprise {
 
 namespace {
 
-using Counts = std::span<const std::int64_t>;
+using detail::at, detail::Counts;
 
 /// What one rank brings to a call. Peers read it, and the memory it points to, between the first and the last
 /// rendezvous of that call.
@@ -166,13 +167,6 @@ std::string Group::disagreement() const {
 
 std::int64_t sum_before(Counts counts, std::size_t rank) {
   return std::accumulate(counts.begin(), counts.begin() + static_cast<std::ptrdiff_t>(rank), std::int64_t{0});
-}
-
-const std::byte* at(const void* base, std::int64_t index, DType dtype) {
-  return static_cast<const std::byte*>(base) + index * static_cast<std::int64_t>(size_of(dtype));
-}
-std::byte* at(void* base, std::int64_t index, DType dtype) {
-  return static_cast<std::byte*>(base) + index * static_cast<std::int64_t>(size_of(dtype));
 }
 
 void copy(const std::byte* from, std::byte* to, std::int64_t count, DType dtype) {
