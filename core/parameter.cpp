@@ -60,6 +60,7 @@ void ParameterSet<T>::allocate(const Stream& stream, std::int64_t bucket_element
                                bool values_only) {
   REPRISE_CHECK(layout_.slots.empty(), "the parameters are allocated already");
   layout_ = make_flat_layout(specs_, bucket_elements, shard_count);
+  stream_ = stream;
   values_ = Buffer<T>(stream, layout_.size, "the parameters");
   if (!values_only) gradients_ = Buffer<float>(stream, layout_.size, "the gradients");
 }

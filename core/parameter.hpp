@@ -69,6 +69,8 @@ class ParameterSet {
   /// Index of a name, or -1.
   [[nodiscard]] std::int64_t find(const std::string& name) const;
   [[nodiscard]] const FlatLayout& layout() const { return layout_; }
+  /// The stream that `allocate` was given: its device holds the values.
+  [[nodiscard]] const Stream& stream() const { return stream_; }
 
   /// [rows, cols] of this rank's block.
   [[nodiscard]] MatrixView<T> value(std::int64_t index);
@@ -81,6 +83,7 @@ class ParameterSet {
  private:
   std::vector<ParameterSpec> specs_;
   FlatLayout layout_;
+  Stream stream_{CpuStream{}};
   Buffer<T> values_;
   Buffer<float> gradients_;
 };
