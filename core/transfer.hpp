@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -78,6 +79,29 @@ template <class T>
   std::vector<std::remove_const_t<T>> host(static_cast<std::size_t>(device.size));
   copy_to_host<std::remove_const_t<T>>(stream, device, host);
   return host;
+}
+/// The values of a device view where host code can read them: the view itself on a CPU stream, else a copy (waits). For
+/// small results; see HostParts for big ones.
+template <class T>
+class HostView {
+ public:
+  HostView(const Stream& stream, VectorView<const T> device) : view_(device) {
+    if (stream.is_cpu()) return;
+    copy_ = to_host(stream, device);
+    view_ = copy_;
+  }
+  HostView(HostView&&) noexcept = default;
+  HostView& operator=(HostView&&) noexcept = default;
+
+  [[nodiscard]] VectorView<const T> view() const { return view_; }
+
+ private:
+  std::vector<T> copy_;
+  VectorView<const T> view_;
+};
+template <class T>
+[[nodiscard]] HostView<std::remove_const_t<T>> on_host(const Stream& stream, VectorView<T> device) {
+  return {stream, device};
 }
 /// A buffer on the device with these values.
 template <class T>
