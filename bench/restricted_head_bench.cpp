@@ -170,7 +170,8 @@ template <class T>
 double update_seconds(Head<T>& head, const CandidateTiles& tiles) {
   const Context context = head.context();
   const Arena::Scope scope(head.arena);
-  const LocalCandidates candidates = find_local_candidates(context, tiles, {0, kVocab});
+  HostArrays host_arrays;
+  const LocalCandidates candidates = find_local_candidates(context, tiles, {0, kVocab}, host_arrays);
   const std::int64_t tokens = segment_tokens(choose_gradient_order(candidates));
   double seconds = 0.0;
   for (std::int64_t first = 0; first < tiles.size();) {

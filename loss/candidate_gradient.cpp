@@ -17,11 +17,11 @@ constexpr std::int64_t kMinTileTokens = 3;  // mean tokens of a tile from which 
 /// [ceil(D / kPanelColumns)][tokens][kPanelColumns], zero behind column D.
 class Panels {
  public:
-  Panels(const Context& context, MatrixView<const float> hidden)
+  Panels(const CpuStream& stream, const Context& context, MatrixView<const float> hidden)
       : tokens_(hidden.rows),
         columns_(hidden.cols),
         packed_(context.arena.vector<float>(count() * hidden.rows * kPanelColumns, "panels of hidden states")) {
-    context.stream.cpu().parallel_for(tokens_, kTokenGrain, [&](std::int64_t begin, std::int64_t end) {
+    stream.parallel_for(tokens_, kTokenGrain, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = 0; i < count(); ++i) {
         for (std::int64_t t = begin; t < end; ++t) {
           float* to = packed_.data + (i * tokens_ + t) * kPanelColumns;
@@ -50,10 +50,10 @@ const float* later_row(MatrixView<float> d_weight, VectorView<const std::int64_t
   return index + kRowsAhead < rows.size ? &d_weight(rows[index + kRowsAhead], column) : nullptr;
 }
 
-void add_by_row(const Context& context, const ListedRows& listed, const RowEntries& sorted, const Panels& panels,
+void add_by_row(const CpuStream& stream, const ListedRows& listed, const RowEntries& sorted, const Panels& panels,
                 MatrixView<float> d_weight) {
   const std::int64_t chunks = ceil_div(listed.rows.size, kRowGrain);
-  context.stream.cpu().parallel_for(panels.count() * chunks, 1, [&](std::int64_t task, std::int64_t) {
+  stream.parallel_for(panels.count() * chunks, 1, [&](std::int64_t task, std::int64_t) {
     const std::int64_t panel = task / chunks, begin = task % chunks * kRowGrain;
     const std::int64_t column = panels.first_column(panel);
     for (std::int64_t i = begin; i < std::min(begin + kRowGrain, listed.rows.size); ++i) {
@@ -105,14 +105,15 @@ void add_panel_by_tile(const LocalCandidates& candidates, Range tiles, const Lis
   }
 }
 
-void add_by_tile(const Context& context, const LocalCandidates& candidates, Range tiles, const ListedRows& listed,
-                 VectorView<const float> deltas, const Panels& panels, MatrixView<float> d_weight) {
+void add_by_tile(const CpuStream& stream, const Context& context, const LocalCandidates& candidates, Range tiles,
+                 const ListedRows& listed, VectorView<const float> deltas, const Panels& panels,
+                 MatrixView<float> d_weight) {
   // Tasks are (panel, part of the rows); a worker takes every n-th and has row sums of its own.
-  const std::int64_t workers = context.stream.cpu().num_threads();
+  const std::int64_t workers = stream.num_threads();
   const std::int64_t parts = ceil_div(workers, panels.count());
   const std::int64_t part_rows = ceil_div(std::max<std::int64_t>(listed.rows.size, 1), parts);
   const auto all_sums = context.arena.matrix<float>(workers, part_rows * kPanelColumns, "sums of listed rows");
-  context.stream.cpu().parallel_for(workers, 1, [&](std::int64_t worker, std::int64_t) {
+  stream.parallel_for(workers, 1, [&](std::int64_t worker, std::int64_t) {
     const VectorView<float> sums = all_sums.row(worker);
     std::fill(sums.begin(), sums.end(), 0.0f);
     for (std::int64_t task = worker; task < panels.count() * parts; task += workers) {
@@ -133,22 +134,61 @@ GradientOrder choose_gradient_order(const LocalCandidates& candidates) {
   return candidates.num_logits >= kMinTileTokens * ids ? GradientOrder::kByTile : GradientOrder::kByRow;
 }
 
-void add_candidate_gradient(const Context& context, const LocalCandidates& candidates, VectorView<const float> deltas,
-                            MatrixView<const float> hidden, MatrixView<float> d_weight) {
+template <class T>
+GradientLimits choose_gradient_limits(const CpuStream&) {
+  return {};
+}
+
+template <class T>
+void add_candidate_gradient(const CpuStream& stream, const Context& context, const LocalCandidates& candidates,
+                            const std::vector<GradientPart>&, VectorView<const float> deltas,
+                            const HeadHidden<T>& hidden, MatrixView<float> d_weight) {
   const GradientOrder order = choose_gradient_order(candidates);
   for (std::int64_t first = 0; first < candidates.tiles.size;) {
     const Arena::Scope scope(context.arena);
     const std::int64_t last = segment_end(candidates, first, segment_tokens(order));
     const ListedRows listed = list_rows(context, candidates, first, last);
-    const Panels panels(context, hidden.row_range(listed.token_begin, listed.tokens()));
+    const Panels panels(stream, context, hidden.single.row_range(listed.token_begin, listed.tokens()));
     if (order == GradientOrder::kByRow) {
       const RowEntries sorted = sort_by_row(context, candidates, first, last, listed, deltas);
-      add_by_row(context, listed, sorted, panels, d_weight);
+      add_by_row(stream, listed, sorted, panels, d_weight);
     } else {
-      add_by_tile(context, candidates, {first, last}, listed, deltas, panels, d_weight);
+      add_by_tile(stream, context, candidates, {first, last}, listed, deltas, panels, d_weight);
     }
     first = last;
   }
 }
+
+template <class T>
+void CandidateGradient::plan(const Context& context, const LocalCandidates& candidates, HostArrays& host_arrays,
+                             std::optional<GradientLimits> limits) {
+  parts_.clear();
+  if (context.stream.is_cpu()) return;
+  if (!limits) {
+    limits = context.stream.visit([](const auto& device) { return choose_gradient_limits<T>(device); });
+  }
+  parts_ = plan_gradient(context, candidates, *limits, host_arrays);
+}
+
+template <class T>
+void CandidateGradient::add(const Context& context, const LocalCandidates& candidates, VectorView<const float> deltas,
+                            const HeadHidden<T>& hidden, MatrixView<float> d_weight) const {
+  context.stream.visit([&](const auto& device) {
+    add_candidate_gradient<T>(device, context, candidates, parts_, deltas, hidden, d_weight);
+  });
+}
+
+#define REPRISE_INSTANTIATE(T)                                                                             \
+  template GradientLimits choose_gradient_limits<T>(const CpuStream&);                                     \
+  template void add_candidate_gradient(const CpuStream&, const Context&, const LocalCandidates&,           \
+                                       const std::vector<GradientPart>&, VectorView<const float>,          \
+                                       const HeadHidden<T>&, MatrixView<float>);                           \
+  template void CandidateGradient::plan<T>(const Context&, const LocalCandidates&, HostArrays&,            \
+                                           std::optional<GradientLimits>);                                 \
+  template void CandidateGradient::add<T>(const Context&, const LocalCandidates&, VectorView<const float>, \
+                                          const HeadHidden<T>&, MatrixView<float>) const;
+REPRISE_INSTANTIATE(float)
+REPRISE_INSTANTIATE(BFloat16)
+#undef REPRISE_INSTANTIATE
 
 }  // namespace reprise

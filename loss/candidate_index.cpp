@@ -13,8 +13,9 @@ std::int64_t LocalCandidates::position(const Tile& tile, std::int32_t id) const 
   return found != end && *found == id ? found - begin : -1;
 }
 
-LocalCandidates find_local_candidates(const Context& context, const CandidateTiles& tiles, Range own) {
-  const auto local_tiles = context.arena.vector<LocalCandidates::Tile>(tiles.size(), "candidate tiles");
+LocalCandidates find_local_candidates(const Context& context, const CandidateTiles& tiles, Range own,
+                                      HostArrays& host_arrays) {
+  const auto local_tiles = host_arrays.vector<LocalTile>(context, tiles.size(), "candidate tiles");
   LocalCandidates local;
   local.own = own;
   std::int64_t num_ids = 0;
@@ -28,7 +29,7 @@ LocalCandidates find_local_candidates(const Context& context, const CandidateTil
     num_ids = tile.id_end;
     local.num_logits += tile.num_ids() * tile.tokens();
   }
-  const auto ids = context.arena.vector<std::int32_t>(num_ids, "local candidates");
+  const auto ids = host_arrays.vector<std::int32_t>(context, num_ids, "local candidates");
   for (std::int64_t i = 0; i < tiles.size(); ++i) {
     const std::int32_t* begin = tiles.ids.data + tiles.id_begin[i];
     const std::int32_t* end = tiles.ids.data + tiles.id_begin[i + 1];
@@ -36,6 +37,8 @@ LocalCandidates find_local_candidates(const Context& context, const CandidateTil
   }
   local.tiles = local_tiles;
   local.ids = ids;
+  local.device_tiles = HostArrays::on_device<LocalTile>(context, local_tiles, "candidate tiles");
+  local.device_ids = HostArrays::on_device<std::int32_t>(context, ids, "local candidates");
   return local;
 }
 

@@ -2,32 +2,31 @@
 
 #include <cstdint>
 
+#include "loss/candidate_tile.hpp"
 #include "loss/head_unit.hpp"
+#include "loss/host_arrays.hpp"
 #include "loss/loss.hpp"
 
 namespace reprise {
 
 /// The part of every tile's candidates that lies on this rank, and where their logits are kept.
 struct LocalCandidates {
-  struct Tile {
-    std::int64_t token_begin = 0, token_end = 0;
-    std::int64_t id_begin = 0, id_end = 0;  ///< into `ids`
-    std::int64_t logits = 0;                ///< offset of this tile's [ids, tokens] logits
+  using Tile = LocalTile;
 
-    [[nodiscard]] std::int64_t tokens() const { return token_end - token_begin; }
-    [[nodiscard]] std::int64_t num_ids() const { return id_end - id_begin; }
-  };
-  VectorView<const Tile> tiles;
-  VectorView<const std::int32_t> ids;  ///< [local candidates] global ids, tile by tile, ascending within a tile
-  Range own;                           ///< this rank's real vocabulary ids
+  VectorView<const Tile> tiles;               ///< host
+  VectorView<const std::int32_t> ids;         ///< host: global ids, tile by tile, ascending within a tile
+  VectorView<const Tile> device_tiles;        ///< the same where kernels read them; on the CPU the same views
+  VectorView<const std::int32_t> device_ids;  ///< likewise
+  Range own;                                  ///< this rank's real vocabulary ids
   std::int64_t num_logits = 0;
 
   /// Where `id` stands among the tile's ids of this rank, or -1.
   [[nodiscard]] std::int64_t position(const Tile& tile, std::int32_t id) const;
 };
 
-/// Copies into arena memory what lies on this rank.
-[[nodiscard]] LocalCandidates find_local_candidates(const Context& context, const CandidateTiles& tiles, Range own);
+/// Copies what lies on this rank into memory of `host_arrays`, and to the device.
+[[nodiscard]] LocalCandidates find_local_candidates(const Context& context, const CandidateTiles& tiles, Range own,
+                                                    HostArrays& host_arrays);
 
 /// The vocabulary rows that some consecutive tiles list.
 struct ListedRows {
@@ -45,8 +44,8 @@ struct ListedRows {
 [[nodiscard]] ListedRows list_rows(const Context& context, const LocalCandidates& candidates, std::int64_t first,
                                    std::int64_t last);
 
-/// (token, delta) of those tiles sorted by row (counting sort, tokens in order within a row): row i of `listed` has the
-/// entries [begin[i], begin[i + 1]). deltas: as LocalCandidates lays logits out. Arena memory.
+/// On the CPU: (token, delta) of those tiles sorted by row (counting sort, tokens in order within a row): row i of
+/// `listed` has the entries [begin[i], begin[i + 1]). deltas: as LocalCandidates lays logits out. Arena memory.
 struct RowEntries {
   VectorView<const std::int64_t> begin;  ///< [rows + 1]
   VectorView<const RowEntry> entries;

@@ -1,10 +1,23 @@
 #pragma once
 
+#include <optional>
+
 #include "loss/loss.hpp"
 #include "loss/selected_rows.hpp"
+#include "loss/softmax.hpp"
 #include "loss/token_statistics.hpp"
 
 namespace reprise {
+
+/// How much of T x V_local may live at once, in logits.
+struct LogitBudget {
+  std::int64_t block_tokens = 1024;
+  std::int64_t block_logits = std::int64_t{1} << 20;
+  std::int64_t min_block_ids = 512;
+  std::int64_t kept_logits = std::int64_t{16} << 20;  ///< up to which all blocks are kept: 64 MiB
+};
+/// Blocks that stay in the caches of a CPU; on a GPU, blocks whose products fill it (128 MiB of logits, 1 GiB kept).
+[[nodiscard]] LogitBudget default_logit_budget(const Stream& stream);
 
 /// How T x V_local logits are cut: all of a block's logits live at once, the blocks only when they fit a budget.
 struct LogitBlocks {
@@ -12,22 +25,25 @@ struct LogitBlocks {
   std::int64_t ids = 0;     ///< vocabulary rows per block
   bool kept = false;        ///< forward keeps every block for backward, which otherwise computes them again
 };
-[[nodiscard]] LogitBlocks plan_logit_blocks(std::int64_t tokens, std::int64_t ids);
+[[nodiscard]] LogitBlocks plan_logit_blocks(std::int64_t tokens, std::int64_t ids, const LogitBudget& budget = {});
 
-/// logits [tokens, ids of this block] = softcap(logit_scale h W^T) in float32. `hidden` and `rows` are float32.
-void block_logits(const CpuStream& stream, MatrixView<const float> hidden, MatrixView<const float> rows,
+/// logits [tokens, ids of this block] = softcap(logit_scale h W^T) in float32. Operand: float, or BFloat16 on a GPU.
+template <class Operand>
+void block_logits(const Stream& stream, MatrixView<const Operand> hidden, MatrixView<const Operand> rows,
                   const LossOptions& options, MatrixView<float> logits);
 
 /// Cross-entropy over the whole vocabulary, in blocks of tokens x vocabulary rows by GEMM: memory is bounded by a block
 /// (or by the budget below which all logits are kept), never T x V. Padded rows take no part.
 /// Forward 2 T V D FLOP, backward 4 T V D, and 2 T V D more where the logits are computed again.
+/// The products take float32 operands; on a GPU, T's: there the deltas, whose logits and softmax are float32, are
+/// rounded once to T.
 template <class T>
 class FullCrossEntropy final : public HeadLoss<T> {
  public:
   using Output = typename HeadLoss<T>::Output;
 
-  /// Throws Error(kUsage) as make_head_loss.
-  FullCrossEntropy(const VocabPartition& vocab, const LossOptions& options);
+  /// Throws Error(kUsage) as make_head_loss. Without a budget: default_logit_budget of the stream.
+  FullCrossEntropy(const VocabPartition& vocab, const LossOptions& options, std::optional<LogitBudget> budget = {});
 
   Output forward(const Context& context, MatrixView<const T> hidden, MatrixView<const T> weight,
                  const LossBatch& batch) override;
@@ -35,19 +51,25 @@ class FullCrossEntropy final : public HeadLoss<T> {
                 MatrixView<float> d_weight) override;
 
  private:
-  struct Block;  // one block of logits in place
-  template <class Body>
+  template <class Operand>
+  struct Block;
+  template <class Operand, class Body>
   void for_each_block(const Context& context, MatrixView<const T> weight, const Body& body) const;
-  void backward_block(const CpuStream& stream, const Block& block, MatrixView<float> d_selected,
-                      MatrixView<float> d_weight) const;
+  template <class Operand>
+  void add_block_statistics(const Context& context, MatrixView<const T> weight,
+                            VectorView<TokenStatistics> local) const;
+  template <class Operand>
+  void add_block_gradients(const Context& context, MatrixView<const T> weight, MatrixView<float> d_selected,
+                           MatrixView<float> d_weight) const;
 
   VocabPartition vocab_;
   LossOptions options_;
+  std::optional<LogitBudget> budget_;
 
   // What backward needs; valid until the arena is rewound.
   Range ids_;  // real vocabulary ids of this rank
   SelectedRows<T> selected_;
-  MatrixView<const float> hidden_;       // [T, D] float32
+  HeadHidden<T> hidden_;
   VectorView<const std::int32_t> gold_;  // [T]
   VectorView<const float> weights_;      // [T]
   CombinedStatistics statistics_;

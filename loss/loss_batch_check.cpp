@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "core/error.hpp"
 
@@ -87,16 +88,10 @@ void check_loss_options(const VocabPartition& vocab, const LossOptions& options)
           "softcap = {} is not supported: give a positive number, or 0 for none", options.softcap);
 }
 
-VectorView<const std::int32_t> copy_to_arena(const Context& context, VectorView<const std::int32_t> x) {
-  const auto copy = context.arena.vector<std::int32_t>(x.size, "loss batch");
-  std::copy(x.begin(), x.end(), copy.begin());
-  return copy;
-}
-
 VectorView<const float> copy_effective_weights(const Context& context, const LossBatch& batch) {
-  const auto weights = context.arena.vector<float>(batch.row.size, "token weights");
-  for (std::int64_t t = 0; t < weights.size; ++t) weights[t] = effective_weight(batch, t);
-  return weights;
+  std::vector<float> weights(static_cast<std::size_t>(batch.row.size));
+  for (std::int64_t t = 0; t < batch.row.size; ++t) weights[static_cast<std::size_t>(t)] = effective_weight(batch, t);
+  return copy_to_arena<float>(context, weights, "token weights");
 }
 
 }  // namespace reprise

@@ -65,13 +65,14 @@ typename RestrictedCrossEntropy<T>::Output RestrictedCrossEntropy<T>::forward(co
   check_targets(batch, total_rows, vocab_.vocab_size);
   check_candidates(batch, vocab_.vocab_size, normalization_);
   selected_ = SelectedRows<T>(context, hidden, batch.row, total_rows);
-  hidden_ = as_float(context, selected_.hidden());
+  hidden_ = head_hidden(context, selected_);
+  host_arrays_.reset();
   gold_ = copy_to_arena(context, batch.gold);
   weights_ = copy_effective_weights(context, batch);
 
   const std::int64_t tokens = selected_.size();
   const Range own = vocab_.ids(context.groups.tp_rank());
-  candidates_ = find_local_candidates(context, batch.tiles, own);
+  candidates_ = find_local_candidates(context, batch.tiles, own, host_arrays_);
   logits_ = context.arena.vector<float>(candidates_.num_logits, "candidate logits");
   accumulator_ = context.arena.matrix<float>(tokens, hidden.cols, "unnormalised gradient of hidden states");
   const auto token_loss = context.arena.vector<float>(tokens, "token losses");
@@ -82,7 +83,8 @@ typename RestrictedCrossEntropy<T>::Output RestrictedCrossEntropy<T>::forward(co
   read_gold_logits(local);
   negatives_.forward<T>(context, batch, hidden_, weight, own, vocab_.vocab_size, options_, local, accumulator_);
   statistics_ = combine_statistics(context, vocab_, batch, local_, token_loss);
-  return summarize_losses<T>(batch, token_loss);
+  gradient_.plan<T>(context, candidates_, host_arrays_);
+  return summarize_losses<T>(context, batch, selected_, weights_, token_loss);
 }
 
 template <class T>
@@ -93,7 +95,7 @@ void RestrictedCrossEntropy<T>::visit_candidates(const Context& context, MatrixV
   // A worker takes the next unit that is left; which worker it is changes nothing but the scratch.
   const std::int64_t workers = context.stream.cpu().num_threads();
   const auto scratch =
-      context.arena.matrix<float>(workers, 2 * kUnitTokens * round_up(hidden_.cols, kMaxWidth), "units");
+      context.arena.matrix<float>(workers, 2 * kUnitTokens * round_up(hidden_.single.cols, kMaxWidth), "units");
   std::atomic<std::int64_t> next = 0;
   context.stream.cpu().parallel_for(workers, 1, [&](std::int64_t worker, std::int64_t) {
     for (std::int64_t i = next++; i < units.size; i = next++) {
@@ -108,9 +110,9 @@ void RestrictedCrossEntropy<T>::visit_unit(const TokenUnit& unit, MatrixView<con
   const LocalCandidates::Tile& tile = candidates_.tiles[unit.tile];
   float max[kUnitTokens], sum_exp[kUnitTokens];
   using Storage = std::remove_cvref_t<decltype(*raw(weight.data))>;
-  const HeadUnit<Storage> work{.hidden = hidden_.row(unit.token_begin).data,
+  const HeadUnit<Storage> work{.hidden = hidden_.single.row(unit.token_begin).data,
                                .tokens = unit.tokens,
-                               .depth = hidden_.cols,
+                               .depth = hidden_.single.cols,
                                .weight = raw(weight.data),
                                .ids = candidates_.ids.data + tile.id_begin,
                                .num_ids = tile.num_ids(),
@@ -145,8 +147,8 @@ void RestrictedCrossEntropy<T>::backward(const Context& context, MatrixView<cons
   selected_.scatter_gradient(context, accumulator_, d_hidden);
   if (d_weight.data == nullptr) return;
   make_deltas(context);
-  add_candidate_gradient(context, candidates_, logits_, hidden_, d_weight);
-  negatives_.backward(context, hidden_, statistics_, weights_, d_weight);
+  gradient_.add<T>(context, candidates_, logits_, hidden_, d_weight);
+  negatives_.backward<T>(context, hidden_, statistics_, weights_, d_weight);
 }
 
 /// The accumulator becomes this rank's part of the gradient of the selected hidden states.

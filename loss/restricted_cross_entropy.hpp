@@ -1,6 +1,8 @@
 #pragma once
 
+#include "loss/candidate_gradient.hpp"
 #include "loss/candidate_index.hpp"
+#include "loss/host_arrays.hpp"
 #include "loss/loss.hpp"
 #include "loss/sampled_negatives.hpp"
 #include "loss/selected_rows.hpp"
@@ -48,10 +50,12 @@ class RestrictedCrossEntropy final : public HeadLoss<T> {
 
   // What backward needs; valid until the arena is rewound.
   SelectedRows<T> selected_;
-  MatrixView<const float> hidden_;       // [T, D] float32
+  HeadHidden<T> hidden_;                 // [T, D]
   VectorView<const std::int32_t> gold_;  // [T]
   VectorView<const float> weights_;      // [T] 0 for ignored tokens
+  HostArrays host_arrays_;
   LocalCandidates candidates_;
+  CandidateGradient gradient_;
   VectorView<float> logits_;                 // tile by tile [ids, tokens]
   MatrixView<float> accumulator_;            // [T, D]
   VectorView<const TokenStatistics> local_;  // [T]

@@ -2,28 +2,26 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <type_traits>
 
 #include "core/elementwise.hpp"
 #include "core/gemm.hpp"
+#include "core/math.hpp"
+#include "loss/add_rows.hpp"
 #include "loss/full_cross_entropy.hpp"
-#include "loss/restricted_head_simd.hpp"
-#include "loss/softmax_simd.hpp"
 
 namespace reprise {
 
 namespace {
 
-constexpr std::int64_t kTokenGrain = 16;
 constexpr std::int64_t kChunkTokens = 1024;
+constexpr std::int64_t kAlignedColumns = 8;  // of products on a GPU, whose rows should start at 16 bytes
 
 template <class T>
 MatrixView<const float> gather_float_rows(const Context& context, MatrixView<const T> weight,
-                                          VectorView<const std::int32_t> ids, std::int64_t first_id) {
-  const auto rows = context.arena.matrix<float>(ids.size, weight.cols, "rows of sampled negatives");
-  for (std::int64_t i = 0; i < ids.size; ++i) {
-    cast<float, T>(context.stream, weight.row(ids[i] - first_id), rows.row(i));
-  }
+                                          VectorView<const std::int32_t> index) {
+  const auto rows = context.arena.matrix<float>(index.size, weight.cols, "rows of sampled negatives");
+  for (std::int64_t i = 0; i < index.size; ++i) cast<float, T>(context.stream, weight.row(index[i]), rows.row(i));
   return rows;
 }
 
@@ -36,126 +34,123 @@ void SampledNegatives::find_members(const Context& context, const LossBatch& bat
   const auto& negatives = batch.negatives;
   const auto* own_begin = std::lower_bound(negatives.begin(), negatives.end(), own.begin);
   const auto* own_end = std::lower_bound(own_begin, negatives.end(), own.end);
-  ids_ = copy_to_arena(context, {own_begin, own_end - own_begin});
+  std::vector<std::int32_t> rows;
+  for (const auto* id = own_begin; id != own_end; ++id) rows.push_back(static_cast<std::int32_t>(*id - own.begin));
+  sets_.num_ids = own_end - own_begin;
+  if (empty()) return;
+  if (!context.stream.is_cpu())
+    rows.resize(static_cast<std::size_t>(round_up(sets_.num_ids, kAlignedColumns)), rows[0]);
 
-  const auto tiles = context.arena.vector<Tile>(batch.tiles.size(), "tiles of negatives");
-  const auto tile_of = context.arena.vector<std::int32_t>(batch.row.size, "tiles of tokens");
-  const auto members = context.arena.vector<std::int32_t>(batch.tiles.size() * ids_.size, "negatives among candidates");
-  std::int64_t num_members = 0;
-  for (std::int64_t i = 0; i < tiles.size; ++i) {
+  std::vector<std::int32_t> index_of(static_cast<std::size_t>(vocab_size), -1);  // among the negatives
+  for (std::int64_t i = 0; i < negatives.size; ++i) {
+    index_of[static_cast<std::size_t>(negatives[i])] = static_cast<std::int32_t>(i);
+  }
+  const auto own_first = static_cast<std::int32_t>(own_begin - negatives.begin());
+  const auto own_last = static_cast<std::int32_t>(own_end - negatives.begin());
+  std::vector<NegativeTile> tiles;
+  std::vector<std::int32_t> tile_of, members;
+  for (std::int64_t i = 0; i < batch.tiles.size(); ++i) {
     const auto candidates =
         batch.tiles.ids.slice(batch.tiles.id_begin[i], batch.tiles.id_begin[i + 1] - batch.tiles.id_begin[i]);
-    Tile& tile = tiles[i];
-    tile = {batch.tiles.token_begin[i], batch.tiles.token_begin[i + 1], num_members, num_members, 0.0f};
-    std::int64_t kept = 0;
-    for (const auto* id = negatives.begin(); id != negatives.end(); ++id) {
-      const bool is_member = std::binary_search(candidates.begin(), candidates.end(), *id);
-      if (!is_member) ++kept;
-      if (is_member && own_begin <= id && id < own_end)
-        members[num_members++] = static_cast<std::int32_t>(id - own_begin);
+    NegativeTile tile{.member_begin = std::ssize(members)};
+    std::int64_t kept = negatives.size;
+    for (const std::int32_t id : candidates) {
+      const std::int32_t index = index_of[static_cast<std::size_t>(id)];
+      if (index < 0) continue;
+      --kept;
+      if (own_first <= index && index < own_last) members.push_back(index - own_first);
     }
-    tile.member_end = num_members;
+    tile.member_end = std::ssize(members);
     if (kept > 0) {
       tile.raise =
           static_cast<float>(std::log(static_cast<double>(vocab_size - candidates.size) / static_cast<double>(kept)));
     }
-    std::fill(tile_of.begin() + tile.token_begin, tile_of.begin() + tile.token_end, static_cast<std::int32_t>(i));
+    tiles.push_back(tile);
+    tile_of.resize(static_cast<std::size_t>(batch.tiles.token_begin[i + 1]), static_cast<std::int32_t>(i));
   }
-  tiles_ = tiles;
-  tile_of_ = tile_of;
-  members_ = members.slice(0, num_members);
-}
-
-void SampledNegatives::set_members(const Tile& tile, VectorView<float> row, float value) const {
-  for (std::int64_t i = tile.member_begin; i < tile.member_end; ++i) row[members_[i]] = value;
+  rows_ = copy_to_arena<std::int32_t>(context, rows, "rows of negatives");
+  sets_.tiles = copy_to_arena<NegativeTile>(context, tiles, "tiles of negatives");
+  sets_.tile_of = copy_to_arena<std::int32_t>(context, tile_of, "tiles of tokens");
+  sets_.members = copy_to_arena<std::int32_t>(context, members, "negatives among candidates");
 }
 
 template <class T>
-void SampledNegatives::forward(const Context& context, const LossBatch& batch, MatrixView<const float> hidden,
+void SampledNegatives::forward(const Context& context, const LossBatch& batch, const HeadHidden<T>& hidden,
                                MatrixView<const T> weight, Range own, std::int64_t vocab_size,
                                const LossOptions& options, VectorView<TokenStatistics> local,
                                MatrixView<float> accumulator) {
-  options_ = options;
-  own_ = own;
-  logits_ = {};
+  rule_ = {options.logit_scale, options.softcap};
+  sets_ = {};
   if (batch.negatives.empty()) return;
   find_members(context, batch, own, vocab_size);
-  logits_ = context.arena.matrix<float>(hidden.rows, ids_.size, "logits of sampled negatives");
   if (empty()) return;
+  logits_ = context.arena.matrix<float>(batch.row.size, rows_.size, "logits of sampled negatives");
 
   const Arena::Scope scope(context.arena);
-  const CpuStream& stream = context.stream.cpu();
-  const MatrixView<const float> rows = gather_float_rows<T>(context, weight, ids_, own.begin);
+  if (context.stream.is_cpu()) {
+    visit<float>(context, hidden.single, gather_float_rows<T>(context, weight, rows_), options, local, accumulator);
+  } else {
+    const auto rows = context.arena.matrix<T>(rows_.size, weight.cols, "rows of sampled negatives");
+    gather_rows<T>(context.stream, weight, rows_, rows);
+    visit<T>(context, hidden.stored, rows, options, local, accumulator);
+  }
+}
+
+template <class Operand>
+void SampledNegatives::visit(const Context& context, MatrixView<const Operand> hidden, MatrixView<const Operand> rows,
+                             const LossOptions& options, VectorView<TokenStatistics> local,
+                             MatrixView<float> accumulator) const {
   const auto factors =
-      context.arena.matrix<float>(std::min(kChunkTokens, hidden.rows), ids_.size, "factors of negatives");
+      context.arena.matrix<Operand>(std::min(kChunkTokens, hidden.rows), rows.rows, "factors of negatives");
   for (std::int64_t begin = 0; begin < hidden.rows; begin += kChunkTokens) {
     const std::int64_t count = std::min(kChunkTokens, hidden.rows - begin);
-    block_logits(stream, hidden.row_range(begin, count), rows, options, logits_.row_range(begin, count));
-    stream.parallel_for(count, kTokenGrain, [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t i = first; i < last; ++i) {
-        const std::int64_t t = begin + i;
-        add_token(tiles_[tile_of_[t]], t, factors.row(i), local[t], accumulator.row(t));
-      }
-    });
-    gemm<float, float>(stream, Transpose::kNo, Transpose::kNo, 1.0f, factors.row_range(0, count), rows, 1.0f,
-                       accumulator.row_range(begin, count));
+    const auto logits = logits_.row_range(begin, count);
+    const auto sums = accumulator.row_range(begin, count);
+    const auto part = factors.row_range(0, count);
+    block_logits<Operand>(context.stream, hidden.row_range(begin, count), rows, options, logits);
+    add_negatives<Operand>(context.stream, sets_.tokens(begin, count), rule_, logits, local.slice(begin, count), sums,
+                           part);
+    gemm<Operand, float>(context.stream, Transpose::kNo, Transpose::kNo, 1.0f, part, rows, 1.0f, sums);
   }
 }
 
-/// Extends the token's statistics, brings its accumulator to the new maximum, and leaves exp(z - max) dz/dx in
-/// `factors`.
-void SampledNegatives::add_token(const Tile& tile, std::int64_t token, VectorView<float> factors,
-                                 TokenStatistics& local, VectorView<float> accumulator) const {
-  const VectorView<float> logits = logits_.row(token);
-  if (num_kept(tile) == 0) {
-    std::fill(factors.begin(), factors.end(), 0.0f);
-    return;
-  }
-  set_members(tile, logits, -std::numeric_limits<float>::infinity());
-  float max = 0.0f, sum_exp = 0.0f;
-  REPRISE_SIMD_CALL(softmax_statistics, logits.data, logits.size, &max, &sum_exp);
-  const float old_max = local.max;
-  const bool had_candidates = local.sum_exp != 0.0f;
-  merge_statistics(local, max + tile.raise, sum_exp);
-  REPRISE_SIMD_CALL(finish_d_hidden, accumulator.data, accumulator.size,
-                    had_candidates ? std::exp(old_max - local.max) : 0.0f, static_cast<const float*>(nullptr), 0.0f);
-  std::copy(logits.begin(), logits.end(), factors.begin());
-  REPRISE_SIMD_CALL(softmax_gradient, factors.data, factors.size, -1, local.max - tile.raise, 1.0f, 1.0f,
-                    options_.logit_scale, options_.softcap);
-  set_members(tile, factors, 0.0f);
-}
-
-void SampledNegatives::backward(const Context& context, MatrixView<const float> hidden,
+template <class T>
+void SampledNegatives::backward(const Context& context, const HeadHidden<T>& hidden,
                                 const CombinedStatistics& statistics, VectorView<const float> weights,
                                 MatrixView<float> d_weight) {
   if (empty()) return;
-  const CpuStream& stream = context.stream.cpu();
-  stream.parallel_for(hidden.rows, kTokenGrain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      const Tile& tile = tiles_[tile_of_[t]];
-      const VectorView<float> row = logits_.row(t);
-      if (weights[t] == 0.0f || num_kept(tile) == 0) {
-        std::fill(row.begin(), row.end(), 0.0f);
-        continue;
-      }
-      REPRISE_SIMD_CALL(softmax_gradient, row.data, row.size, -1, statistics.max[t] - tile.raise,
-                        statistics.inverse_sum[t], weights[t], options_.logit_scale, options_.softcap);
-      set_members(tile, row, 0.0f);
-    }
-  });
-  const Arena::Scope scope(context.arena);
-  const auto d_rows = context.arena.matrix<float>(ids_.size, hidden.cols, "gradient of sampled negatives");
-  gemm<float, float>(stream, Transpose::kYes, Transpose::kNo, 1.0f, logits_, hidden, 0.0f, d_rows);
-  for (std::int64_t i = 0; i < ids_.size; ++i) {
-    add<float, float>(stream, d_rows.row(i), d_weight.row(ids_[i] - own_.begin));
+  const SoftmaxTargets targets{{}, statistics.max, statistics.inverse_sum, weights};
+  if (context.stream.is_cpu()) {
+    add_gradient<float>(context, hidden.single, targets, d_weight);
+  } else {
+    add_gradient<T>(context, hidden.stored, targets, d_weight);
   }
 }
 
-template void SampledNegatives::forward<float>(const Context&, const LossBatch&, MatrixView<const float>,
-                                               MatrixView<const float>, Range, std::int64_t, const LossOptions&,
-                                               VectorView<TokenStatistics>, MatrixView<float>);
-template void SampledNegatives::forward<BFloat16>(const Context&, const LossBatch&, MatrixView<const float>,
-                                                  MatrixView<const BFloat16>, Range, std::int64_t, const LossOptions&,
-                                                  VectorView<TokenStatistics>, MatrixView<float>);
+template <class Operand>
+void SampledNegatives::add_gradient(const Context& context, MatrixView<const Operand> hidden,
+                                    const SoftmaxTargets& targets, MatrixView<float> d_weight) const {
+  const Arena::Scope scope(context.arena);
+  MatrixView<Operand> deltas;
+  if constexpr (std::is_same_v<Operand, float>) {
+    deltas = logits_;
+  } else {
+    deltas = context.arena.matrix<Operand>(logits_.rows, logits_.cols, "gradient of negatives' logits");
+  }
+  negative_gradient<Operand>(context.stream, sets_, rule_, targets, logits_, deltas);
+  const auto d_rows = context.arena.matrix<float>(rows_.size, hidden.cols, "gradient of sampled negatives");
+  gemm<Operand, float>(context.stream, Transpose::kYes, Transpose::kNo, 1.0f, deltas, hidden, 0.0f, d_rows);
+  add_rows(context.stream, d_rows.row_range(0, sets_.num_ids), rows_.slice(0, sets_.num_ids), d_weight);
+}
+
+#define REPRISE_INSTANTIATE(T)                                                                                 \
+  template void SampledNegatives::forward<T>(const Context&, const LossBatch&, const HeadHidden<T>&,           \
+                                             MatrixView<const T>, Range, std::int64_t, const LossOptions&,     \
+                                             VectorView<TokenStatistics>, MatrixView<float>);                  \
+  template void SampledNegatives::backward<T>(const Context&, const HeadHidden<T>&, const CombinedStatistics&, \
+                                              VectorView<const float>, MatrixView<float>);
+REPRISE_INSTANTIATE(float)
+REPRISE_INSTANTIATE(BFloat16)
+#undef REPRISE_INSTANTIATE
 
 }  // namespace reprise

@@ -1,51 +1,26 @@
 #include "loss/selected_rows.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <numeric>
 #include <type_traits>
 
 #include "core/elementwise.hpp"
 #include "core/error.hpp"
+#include "core/transfer.hpp"
+#include "loss/finite_rows.hpp"
+#include "loss/loss_batch_check.hpp"
 
 namespace reprise {
-
-namespace {
-
-constexpr std::int64_t kRowGrain = 16;
-
-bool is_finite(VectorView<const float> row) {
-  std::uint32_t bad = 0;
-  for (const float x : row)
-    bad |= static_cast<std::uint32_t>((std::bit_cast<std::uint32_t>(x) & 0x7f800000u) == 0x7f800000u);
-  return bad == 0;
-}
-
-bool is_finite(VectorView<const BFloat16> row) {
-  std::uint32_t bad = 0;
-  for (const BFloat16 x : row) bad |= static_cast<std::uint32_t>((x.bits & 0x7f80u) == 0x7f80u);
-  return bad == 0;
-}
-
-template <class T>
-void check_finite(const Context& context, MatrixView<const T> hidden, VectorView<const std::int32_t> row) {
-  context.stream.cpu().parallel_for(hidden.rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      require(is_finite(hidden.row(t)), ErrorKind::kNonFinite, "the hidden state of token {} (row {}) holds NaN or Inf",
-              t, row[t]);
-    }
-  });
-}
-
-}  // namespace
 
 std::int64_t count_total_rows(const Context& context, std::int64_t own_rows, const LossBatch& batch) {
   if (!context.sequence_parallel) return own_rows;
   std::int64_t total_rows = batch.total_rows;
   if (total_rows < 0) {
-    const std::vector<std::int64_t> own{own_rows};
-    std::vector<std::int64_t> all(static_cast<std::size_t>(context.groups.tp_size()));
-    context.groups.tp->all_gather<std::int64_t>(context.stream, own, all);
+    const Arena::Scope scope(context.arena);
+    const auto own = copy_to_arena<std::int64_t>(context, std::vector<std::int64_t>{own_rows});
+    const auto gathered = context.arena.vector<std::int64_t>(context.groups.tp_size(), "rows of all ranks");
+    context.groups.tp->all_gather<std::int64_t>(context.stream, own, gathered);
+    const std::vector<std::int64_t> all = to_host(context.stream, gathered);
     total_rows = std::accumulate(all.begin(), all.end(), std::int64_t{0});
   }
   const Range shard = even_shard(total_rows, context.groups.tp_size(), context.groups.tp_rank());
@@ -70,7 +45,7 @@ template MatrixView<const float> as_float(const Context&, MatrixView<const BFloa
 template <class T>
 SelectedRows<T>::SelectedRows(const Context& context, MatrixView<const T> hidden, VectorView<const std::int32_t> row,
                               std::int64_t total_rows)
-    : own_rows_(hidden.rows) {
+    : row_(row.begin(), row.end()), own_rows_(hidden.rows) {
   const int shards = context.sequence_parallel ? context.groups.tp_size() : 1;
   const int shard = context.sequence_parallel ? context.groups.tp_rank() : 0;
   token_begin_.assign(1, 0);
@@ -81,11 +56,9 @@ SelectedRows<T>::SelectedRows(const Context& context, MatrixView<const T> hidden
 
   const Range own = own_tokens(shard);
   const std::int64_t first_row = even_shard(total_rows, shards, shard).begin;
-  const VectorView<std::int32_t> own_row = context.arena.vector<std::int32_t>(own.size(), "selected rows");
-  for (std::int64_t t = own.begin; t < own.end; ++t) {
-    own_row[t - own.begin] = static_cast<std::int32_t>(row[t] - first_row);
-  }
-  own_row_ = own_row;
+  std::vector<std::int32_t> own_row;
+  for (std::int64_t t = own.begin; t < own.end; ++t) own_row.push_back(static_cast<std::int32_t>(row[t] - first_row));
+  own_row_ = copy_to_arena<std::int32_t>(context, own_row, "selected rows");
 
   const auto selected = context.arena.matrix<T>(row.size, hidden.cols, "selected hidden states");
   const auto own_selected = selected.row_range(own.begin, own.size());
@@ -96,7 +69,23 @@ SelectedRows<T>::SelectedRows(const Context& context, MatrixView<const T> hidden
     context.groups.tp->all_gather<T>(context.stream, own_selected.flat(), selected.flat(), counts);
   }
   hidden_ = selected;
-  check_finite<T>(context, hidden_, row);
+  const auto is_bad = context.arena.vector<std::int32_t>(row.size, "rows that are not finite");
+  find_bad_rows<T>(context.stream, hidden_, is_bad);
+  is_bad_ = is_bad;
+  if (context.stream.is_cpu()) check_finite(context);
+}
+
+template <class T>
+void SelectedRows<T>::check_finite(const Context& context) const {
+  const std::vector<std::int32_t> is_bad = to_host(context.stream, is_bad_);
+  const auto bad = std::find(is_bad.begin(), is_bad.end(), 1);
+  if (bad != is_bad.end()) throw_bad_row(bad - is_bad.begin());
+}
+
+template <class T>
+void SelectedRows<T>::throw_bad_row(std::int64_t token) const {
+  fail(ErrorKind::kNonFinite, "the hidden state of token {} (row {}) holds NaN or Inf", token,
+       row_[static_cast<std::size_t>(token)]);
 }
 
 template <class T>
@@ -107,18 +96,25 @@ Range SelectedRows<T>::own_tokens(int rank) const {
 template <class T>
 void SelectedRows<T>::scatter_gradient(const Context& context, MatrixView<const float> d_selected,
                                        MatrixView<T> d_hidden) const {
-  REPRISE_CHECK(d_hidden.rows == own_rows_ && d_hidden.cols == hidden_.cols, "d_hidden is [{}, {}], hidden [{}, {}]",
-                d_hidden.rows, d_hidden.cols, own_rows_, hidden_.cols);
   const Arena::Scope scope(context.arena);
   const auto partial = context.arena.matrix<T>(d_selected.rows, d_selected.cols, "gradient of selected hidden states");
   cast<T, float>(context.stream, d_selected.flat(), partial.flat());
+  scatter_rounded_gradient(context, partial, d_hidden);
+}
+
+template <class T>
+void SelectedRows<T>::scatter_rounded_gradient(const Context& context, MatrixView<T> d_selected,
+                                               MatrixView<T> d_hidden) const {
+  REPRISE_CHECK(d_hidden.rows == own_rows_ && d_hidden.cols == hidden_.cols, "d_hidden is [{}, {}], hidden [{}, {}]",
+                d_hidden.rows, d_hidden.cols, own_rows_, hidden_.cols);
   if (!context.sequence_parallel) {
-    context.groups.tp->all_reduce(context.stream, partial.flat());
-    scatter_rows<T>(context.stream, partial, own_row_, d_hidden);
+    context.groups.tp->all_reduce(context.stream, d_selected.flat());
+    scatter_rows<T>(context.stream, d_selected, own_row_, d_hidden);
     return;
   }
+  const Arena::Scope scope(context.arena);
   const auto own = context.arena.matrix<T>(own_row_.size, hidden_.cols, "gradient of own selected rows");
-  sum_by_owner(context, partial, own);
+  sum_by_owner(context, d_selected, own);
   scatter_rows<T>(context.stream, own, own_row_, d_hidden);
 }
 

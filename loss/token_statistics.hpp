@@ -2,27 +2,19 @@
 
 #include <cstdint>
 
+#include "core/transfer.hpp"
 #include "loss/loss.hpp"
 #include "loss/loss_batch_check.hpp"
+#include "loss/selected_rows.hpp"
+#include "loss/softmax.hpp"
 
 namespace reprise {
-
-/// What one rank knows of a token's softmax: over its candidates, max and sum of exp(z - max), and gold's logit where
-/// it owns gold. A rank without candidates of the token holds (-inf, 0, 0).
-struct TokenStatistics {
-  float max;
-  float sum_exp;
-  float gold_logit;
-};
 
 /// The statistics over all ranks, what a softmax needs in backward.
 struct CombinedStatistics {
   VectorView<float> max;          ///< [T]
   VectorView<float> inverse_sum;  ///< [T] 1 / sum over all candidates of exp(z - max)
 };
-
-/// Adds the part (max, sum_exp) of a token's candidates to `to`. NaN stays NaN.
-void merge_statistics(TokenStatistics& to, float max, float sum_exp);
 
 /// One all-gather of 3 float32 per token; combined in rank order, so every rank ends with the same bits. Writes
 /// token_loss[t] = log sum exp - gold logit (0 for ignored tokens) and the sums of `output`; arena memory.
@@ -31,17 +23,26 @@ void merge_statistics(TokenStatistics& to, float max, float sum_exp);
                                                     const LossBatch& batch, VectorView<const TokenStatistics> local,
                                                     VectorView<float> token_loss);
 
-/// sum w l, sum w and the count of tokens with w > 0; ignored tokens have weight 0.
+/// sum w l, sum w and the count of tokens with w > 0; ignored tokens have weight 0. weights: copy_effective_weights.
+/// Waits for the stream, and throws Error(kNonFinite) where `selected` holds NaN or Inf.
 template <class T>
-[[nodiscard]] typename HeadLoss<T>::Output summarize_losses(const LossBatch& batch, VectorView<float> token_loss) {
+[[nodiscard]] typename HeadLoss<T>::Output summarize_losses(const Context& context, const LossBatch& batch,
+                                                            const SelectedRows<T>& selected,
+                                                            VectorView<const float> weights,
+                                                            VectorView<float> token_loss) {
   typename HeadLoss<T>::Output output{.token_loss = token_loss};
   for (std::int64_t t = 0; t < batch.row.size; ++t) {
     const float weight = effective_weight(batch, t);
-    if (weight == 0.0f) continue;  // not even a NaN of a token without weight may enter the sums
-    output.weighted_sum += static_cast<double>(weight) * static_cast<double>(token_loss[t]);
+    if (weight == 0.0f) continue;
     output.weight_sum += static_cast<double>(weight);
     ++output.tokens;
   }
+  const Arena::Scope scope(context.arena);
+  const auto summary = context.arena.vector<LossSummary>(1, "loss summary");
+  summarize_tokens(context.stream, token_loss, weights, selected.is_bad(), summary);
+  const LossSummary found = to_host<LossSummary>(context.stream, summary).front();
+  if (found.bad_token >= 0) selected.throw_bad_row(found.bad_token);
+  output.weighted_sum = found.weighted_sum;
   return output;
 }
 
