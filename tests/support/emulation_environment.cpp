@@ -11,7 +11,9 @@ class Emulation : public testing::Environment {
  public:
   void SetUp() override {
     if (const char* const text = std::getenv("REPRISE_EMULATION")) {
-      cuda_emulation::set_settings(cuda_emulation::parse_settings(text));
+      cuda_emulation::Settings settings = cuda_emulation::parse_settings(text);
+      settings.num_devices = cuda_emulation::settings().num_devices;  // the test program's own choice
+      cuda_emulation::set_settings(settings);
     }
   }
 };
