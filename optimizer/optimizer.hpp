@@ -60,7 +60,7 @@ struct StepResult {
 struct OwnedPiece {
   std::int64_t parameter = 0;                     ///< index in the ParameterSet
   Range local;                                    ///< elements of this rank's row-major block of the parameter
-  VectorView<float> master, exp_avg, exp_avg_sq;  ///< [local.size()] each
+  VectorView<float> master, exp_avg, exp_avg_sq;  ///< [local.size()] each, on the device of the optimizer's stream
 };
 
 /// ZeRO-sharded optimizer over one ParameterSet.
@@ -83,6 +83,7 @@ class Optimizer {
 
   /// After reduce_gradients(last). One all-gather of 4 float64 per group + 8 over the world, summed in rank order; then
   /// the fused update of the owned shard and the all-gather of parameters over dp. Zeroes the gradients.
+  /// The host waits until the step is decided; the update and the all-gather may still be on their way on the stream.
   virtual StepResult step(const Context& context, double lr, const StepSums& sums) = 0;
 
   /// Takes the parameters' present values as master weights (after loading a model); moments stay.

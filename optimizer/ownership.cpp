@@ -6,10 +6,19 @@
 
 #include "core/error.hpp"
 #include "core/math.hpp"
+#include "core/transfer.hpp"
 
 namespace reprise {
 
 namespace {
+
+/// values = their reduction over the group. Collectives take memory of the stream's device.
+void all_reduce_host(const Context& context, Communicator& group, std::vector<std::int64_t>& values,
+                     ReduceOp op = ReduceOp::kSum) {
+  auto on_device = to_device(context.stream, values, "the ownership manifest");
+  group.all_reduce(context.stream, on_device.view(), op);
+  copy_to_host<std::int64_t>(context.stream, on_device.view(), values);
+}
 
 /// One parameter's block on one rank, as it travels.
 struct Block {
@@ -71,8 +80,9 @@ struct Verdict {
 };
 
 void throw_together(const Context& context, const std::vector<ParameterSpec>& specs, const Verdict& verdict) {
-  std::int64_t worst = verdict.parameter;
-  context.groups.world->all_reduce(context.stream, VectorView<std::int64_t>(&worst, 1), ReduceOp::kMax);
+  std::vector<std::int64_t> agreed{verdict.parameter};
+  all_reduce_host(context, *context.groups.world, agreed, ReduceOp::kMax);
+  const std::int64_t worst = agreed[0];
   if (worst < 0) return;
   if (verdict.parameter >= 0) fail(ErrorKind::kInternal, "ownership of parameters: {}", verdict.text);
   const bool known = worst < static_cast<std::int64_t>(specs.size());
@@ -84,7 +94,7 @@ void throw_together(const Context& context, const std::vector<ParameterSpec>& sp
 std::vector<bool> equal_on_all(const Context& context, Communicator& group, const std::vector<std::int64_t>& values) {
   std::vector<std::int64_t> extremes = values;
   for (const std::int64_t value : values) extremes.push_back(-value);
-  group.all_reduce(context.stream, VectorView<std::int64_t>(extremes), ReduceOp::kMax);
+  all_reduce_host(context, group, extremes, ReduceOp::kMax);
   std::vector<bool> equal;
   for (std::size_t i = 0; i < values.size(); ++i) equal.push_back(extremes[i] == -extremes[values.size() + i]);
   return equal;
@@ -130,7 +140,7 @@ std::vector<std::int64_t> owned_elements(const Context& context, const std::vect
       if (specs[p].counted) owned[p] += intersect({layout.slots[p].begin, layout.slots[p].end}, shard).size();
     }
   }
-  context.groups.world->all_reduce(context.stream, VectorView<std::int64_t>(owned));
+  all_reduce_host(context, *context.groups.world, owned);
   return owned;
 }
 
@@ -143,8 +153,10 @@ std::vector<Block> gather_blocks(const Context& context, const std::vector<Param
       mine.push_back(word);
     }
   }
-  std::vector<std::int64_t> all(mine.size() * static_cast<std::size_t>(context.groups.tp_size()));
-  context.groups.tp->all_gather<std::int64_t>(context.stream, mine, VectorView<std::int64_t>(all));
+  const auto own = to_device(context.stream, mine, "the ownership manifest");
+  Buffer<std::int64_t> gathered(context.stream, own.size() * context.groups.tp_size(), "the ownership manifest");
+  context.groups.tp->all_gather<std::int64_t>(context.stream, own.view(), gathered.view());
+  const std::vector<std::int64_t> all = to_host(context.stream, gathered.view());
   std::vector<Block> blocks;
   for (std::size_t i = 0; i < all.size(); i += kBlockWords) {
     blocks.push_back({all[i], all[i + 1], all[i + 2], all[i + 3], all[i + 4]});

@@ -1,6 +1,7 @@
 #include "optimizer/shard_plan.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 #include "optimizer/ownership.hpp"
 
@@ -69,6 +70,33 @@ ShardPlan make_shard_plan(const std::vector<ParameterSpec>& specs, const FlatLay
     plan.state_size += held.size();
   }
   return plan;
+}
+
+UpdateTable make_update_table(const ShardPlan& plan, std::int64_t groups, bool gradient_in_state,
+                              bool master_in_state) {
+  UpdateTable table;
+  table.group_begin.assign(static_cast<std::size_t>(groups) + 1, 0);
+  for (const Chunk& chunk : plan.chunks) {
+    const Segment& segment = plan.segments[static_cast<std::size_t>(chunk.segment)];
+    if (segment.in_shard) ++table.group_begin[static_cast<std::size_t>(segment.group) + 1];
+  }
+  std::partial_sum(table.group_begin.begin(), table.group_begin.end(), table.group_begin.begin());
+
+  std::vector<std::int64_t> next_slot = table.group_begin;
+  for (const Chunk& chunk : plan.chunks) {
+    const Segment& segment = plan.segments[static_cast<std::size_t>(chunk.segment)];
+    const std::int64_t flat = segment.begin + chunk.offset, state = segment.state + chunk.offset;
+    table.chunks.push_back({.gradient = gradient_in_state ? state : flat,
+                            .state = state,
+                            .master = master_in_state ? state : flat,
+                            .parameter = flat,
+                            .size = chunk.size,
+                            .slot = segment.in_shard ? next_slot[static_cast<std::size_t>(segment.group)]++ : -1,
+                            .group = static_cast<std::int32_t>(segment.group),
+                            .counted = segment.owned,
+                            .decay = segment.decay});
+  }
+  return table;
 }
 
 }  // namespace reprise

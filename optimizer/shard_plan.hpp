@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/parameter.hpp"
+#include "optimizer/update_kernels.hpp"
 #include "parallel/shard.hpp"
 
 namespace reprise {
@@ -21,7 +22,7 @@ struct Segment {
   bool decay = false;
 };
 
-/// A piece of a segment that one thread handles at a time.
+/// A piece of a segment that one thread, or one block of threads, handles at a time.
 struct Chunk {
   std::int64_t segment = 0;
   std::int64_t offset = 0;  ///< from the segment's beginning
@@ -45,5 +46,15 @@ struct ShardPlan {
 [[nodiscard]] ShardPlan make_shard_plan(const std::vector<ParameterSpec>& specs, const FlatLayout& layout,
                                         const std::vector<std::int64_t>& group_of_parameter, int ranks, int rank,
                                         bool replicated);
+
+/// The plan's chunks as the kernels take them. Slots of sums are numbered group by group, within a group in flat order;
+/// group g has those in [group_begin[g], group_begin[g + 1]).
+struct UpdateTable {
+  std::vector<UpdateChunk> chunks;        ///< as in the plan
+  std::vector<std::int64_t> group_begin;  ///< [groups + 1]
+};
+/// `gradient_in_state`: gradients lie like the state, not like the parameters; `master_in_state`: so do master weights.
+[[nodiscard]] UpdateTable make_update_table(const ShardPlan& plan, std::int64_t groups, bool gradient_in_state,
+                                            bool master_in_state);
 
 }  // namespace reprise

@@ -1,20 +1,43 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "core/buffer.hpp"
+#include "core/transfer.hpp"
 #include "optimizer/angle_cap.hpp"
+#include "optimizer/copy_ranges.hpp"
 #include "optimizer/optimizer.hpp"
 #include "optimizer/ownership.hpp"
 #include "optimizer/shard_plan.hpp"
-#include "optimizer/update_scalars.hpp"
+#include "optimizer/step_rule.hpp"
+#include "optimizer/update_kernels.hpp"
 
 namespace reprise {
 
+/// A step's sums, scalars and decision on the stream's device, and where the host reads the last.
+struct StepBuffers {
+  /// `slots` of chunk sums in the groups of `begin` ([groups + 1]), over `ranks` ranks.
+  StepBuffers(const Stream& stream, const std::vector<std::int64_t>& begin, int ranks);
+  [[nodiscard]] StepOutcome outcome();
+
+  Buffer<std::int64_t> group_begin;
+  Buffer<GroupSums> chunk_sums;          // [slots]
+  Buffer<double> own, gathered, totals;  // [4 groups + 8], once per rank, [4 groups + 8]
+  Buffer<UpdateScalars> scalars;         // [groups]
+  Buffer<Turn> turns;                    // [groups]
+  Buffer<StepDecision> decision;         // [1]
+  HostBuffer<Turn> read_turns;
+  HostBuffer<StepDecision> read_decision;
+};
+
 /// The one implementation: MoClip and AdamW differ in two kernels, the ZeRO stages in which elements are held
 /// (ShardPlan) and when gradients travel. With float storage the parameters are the master weights themselves.
+/// All state lies on the device of the context's stream. On a GPU the update is launched before the host knows whether
+/// the step is taken: the device decides (decide_step), and the host waits once a step, for that decision alone, while
+/// the update runs.
 template <class T>
 class ShardedOptimizer final : public Optimizer<T> {
  public:
@@ -36,19 +59,16 @@ class ShardedOptimizer final : public Optimizer<T> {
   [[nodiscard]] bool releases_gradients() const { return options_.zero_stage == 2 && replicas_ > 1; }
   [[nodiscard]] bool replicated() const { return options_.zero_stage == 0; }
 
+  void find_copies(const Context& context);
   void sum_copies(const Context& context);
   void reduce_bucket(const Context& context, std::size_t bucket, bool last);
-  void sum_bucket(const Context& context, std::size_t bucket);
-  [[nodiscard]] std::vector<GroupSums> exchange_sums(const Context& context, StepSums& sums);
-  /// Fills norm and skipped; returns the step scale s (0 when skipped).
-  [[nodiscard]] double decide(const std::vector<GroupSums>& groups, StepResult& result) const;
-  [[nodiscard]] std::vector<UpdateScalars> scalars_of_groups(const std::vector<GroupSums>& groups, double lr,
-                                                             double scale, AngleStatistics& statistics) const;
-  void update(const Context& context, const std::vector<UpdateScalars>& scalars);
-  void clear_gradients(const Context& context, bool all);
+  /// Launches everything up to the update; returns what waits for the decision in step_.read_decision.
+  [[nodiscard]] std::function<void()> launch_update(const Context& context, double lr, const StepSums& sums);
   void gather_parameters(const Context& context);
+  void copy_to_master(const Stream& stream);
 
-  [[nodiscard]] VectorView<float> gradient_of(const Segment& segment);
+  [[nodiscard]] UpdateRule rule() const { return is_moclip_ ? UpdateRule::kMoClip : UpdateRule::kAdamW; }
+  [[nodiscard]] UpdateState state();
   [[nodiscard]] VectorView<float> master_of(const Segment& segment);
   [[nodiscard]] OwnedPiece piece_of(const Segment& segment);
 
@@ -59,12 +79,21 @@ class ShardedOptimizer final : public Optimizer<T> {
   AngleCap cap_;
   AngleGroups groups_;
   Ownership ownership_;
+  /// Copies that are summed with one all-reduce.
+  struct PackedCopies {
+    Communicator* group;
+    std::int64_t size;
+    Buffer<CopyRange> ranges;
+  };
+  std::vector<PackedCopies> copies_;
   ShardPlan plan_;
+  UpdateTable table_;
+  Stream stream_;  // of the state's device
   Buffer<float> exp_avg_, exp_avg_sq_;
   Buffer<float> master_;           // empty for float storage
   Buffer<float> shard_gradients_;  // only where gradients are released; laid out like the state
-  std::vector<GroupSums> chunk_sums_;
-  std::vector<double> gathered_;
+  Buffer<UpdateChunk> chunks_;     // of table_
+  StepBuffers step_;
   std::int64_t steps_taken_ = 0;
   std::int64_t micro_batches_ = 0;  // of the running step
   bool reduced_ = false;

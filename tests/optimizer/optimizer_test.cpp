@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include "parallel/thread_communicator.hpp"
 #include "tests/optimizer/optimizer_cases.hpp"
+#include "tests/support/device_ranks.hpp"
 
 namespace reprise {
 
@@ -13,7 +13,7 @@ class OptimizerTest : public testing::TestWithParam<std::tuple<OptimizerCase, in
 
 TEST_P(OptimizerTest, HoldsOnEveryGrid) {
   const auto& [test, ranks] = GetParam();
-  run_ranks(ranks, [&](Communicator& world) { run_on_every_grid(test, world); });
+  run_device_ranks(ranks, [&](Communicator& world) { run_on_every_grid(test, world); });
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, OptimizerTest,

@@ -5,8 +5,8 @@
 #include <functional>
 
 #include "optimizer/optimizer.hpp"
-#include "parallel/thread_communicator.hpp"
 #include "tests/optimizer/toy_model.hpp"
+#include "tests/support/device_ranks.hpp"
 #include "tests/support/expect_error.hpp"
 
 namespace reprise {
@@ -21,9 +21,9 @@ constexpr std::size_t kQ = 2, kHeads = 3, kBias = 5;  // of toy_tensors()
 void expect_refusal(const std::vector<std::string>& parts, const Edit& edit, std::int64_t shard_count = 2) {
   std::vector<int> threw(8, 0);
   expect_error(ErrorKind::kInternal, parts, [&] {
-    run_ranks(8, [&](Communicator& world) {
+    run_device_ranks(8, [&](Communicator& world) {
       const ProcessGroups groups = ProcessGroups::make(world, 4);
-      const Stream stream{CpuStream{}};
+      const Stream& stream = test_stream();
       Arena arena(stream);
       const Context context{stream, groups, arena};
       auto specs = toy_specs(4, groups.tp_rank());

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/random.hpp"
+#include "core/transfer.hpp"
 #include "parallel/shard.hpp"
 
 namespace reprise {
@@ -138,36 +139,38 @@ float toy_gradient(std::size_t tensor, std::int64_t element, int step, int part,
 }
 
 template <class T>
-void add_toy_gradients(ParameterSet<T>& parameters, const ProcessGroups& groups, int step, int first, int last,
-                       bool exact) {
+void add_toy_gradients(const Context& context, ParameterSet<T>& parameters, int step, int first, int last, bool exact) {
   for (std::int64_t p = 0; p < parameters.count(); ++p) {
     const auto tensor = static_cast<std::size_t>(p);
     const ParameterSpec& spec = parameters.spec(p);
-    const Copies copies = copies_of(toy_tensors()[tensor], groups.tp_size(), groups.tp_rank());
+    const Copies copies = copies_of(toy_tensors()[tensor], context.groups.tp_size(), context.groups.tp_rank());
     // A copy with partial gradients has every count-th part; integers stay integers that way.
     const auto gradient = parameters.gradient(p).flat();
+    std::vector<float> sums = to_host(context.stream, gradient);
     for (std::int64_t i = 0; i < gradient.size; ++i) {
       for (int part = first; part < last; ++part) {
         if (spec.sum_over_tp && part % copies.count != copies.number) continue;
-        gradient[i] += toy_gradient(tensor, global_element(spec, i), step, part, exact);
+        sums[static_cast<std::size_t>(i)] += toy_gradient(tensor, global_element(spec, i), step, part, exact);
       }
     }
+    copy_to_device<float>(context.stream, sums, gradient);
   }
 }
 
 template <class T>
-void set_toy_weights(ParameterSet<T>& parameters) {
+void set_toy_weights(const Stream& stream, ParameterSet<T>& parameters) {
   for (std::int64_t p = 0; p < parameters.count(); ++p) {
-    const auto value = parameters.value(p).flat();
-    for (std::int64_t i = 0; i < value.size; ++i) {
-      value[i] = T(toy_weight(static_cast<std::size_t>(p), global_element(parameters.spec(p), i)));
+    std::vector<T> weights;
+    for (std::int64_t i = 0; i < parameters.spec(p).size(); ++i) {
+      weights.push_back(T(toy_weight(static_cast<std::size_t>(p), global_element(parameters.spec(p), i))));
     }
+    copy_to_device<T>(stream, weights, parameters.value(p).flat());
   }
 }
 
-template void add_toy_gradients(ParameterSet<float>&, const ProcessGroups&, int, int, int, bool);
-template void add_toy_gradients(ParameterSet<BFloat16>&, const ProcessGroups&, int, int, int, bool);
-template void set_toy_weights(ParameterSet<float>&);
-template void set_toy_weights(ParameterSet<BFloat16>&);
+template void add_toy_gradients(const Context&, ParameterSet<float>&, int, int, int, bool);
+template void add_toy_gradients(const Context&, ParameterSet<BFloat16>&, int, int, int, bool);
+template void set_toy_weights(const Stream&, ParameterSet<float>&);
+template void set_toy_weights(const Stream&, ParameterSet<BFloat16>&);
 
 }  // namespace reprise

@@ -39,11 +39,10 @@ inline constexpr double kPartWeight = 2.5;  ///< sum w of one part
 
 /// Adds the gradients of parts [first, last) to this rank's blocks.
 template <class T>
-void add_toy_gradients(ParameterSet<T>& parameters, const ProcessGroups& groups, int step, int first, int last,
-                       bool exact);
+void add_toy_gradients(const Context& context, ParameterSet<T>& parameters, int step, int first, int last, bool exact);
 /// Writes toy_weight (rounded to T) into this rank's blocks.
 template <class T>
-void set_toy_weights(ParameterSet<T>& parameters);
+void set_toy_weights(const Stream& stream, ParameterSet<T>& parameters);
 
 /// Index in the row-major whole tensor of element `local` of a block.
 [[nodiscard]] inline std::int64_t global_element(const ParameterSpec& spec, std::int64_t local) {

@@ -7,8 +7,10 @@
 
 #include "core/error.hpp"
 #include "core/thread_pool.hpp"
-#include "parallel/thread_communicator.hpp"
+#include "core/transfer.hpp"
 #include "tests/optimizer/toy_model.hpp"
+#include "tests/support/device.hpp"
+#include "tests/support/device_ranks.hpp"
 
 namespace reprise {
 
@@ -16,25 +18,29 @@ namespace {
 
 constexpr double kLossOfPart = 3.0;
 
+Stream host_stream() {
+  return Stream(CpuStream{});
+}
+
 // Elements of the parameters here whose bits are not those of the owner's master weight, over all ranks.
 template <class T>
 std::int64_t count_wrong_values(const Context& context, ParameterSet<T>& parameters, const WholeState& state) {
   std::int64_t wrong = 0;
   for (std::int64_t p = 0; p < parameters.count(); ++p) {
     if (parameters.spec(p).frozen) continue;
-    const auto value = parameters.value(p).flat();
-    for (std::int64_t i = 0; i < value.size; ++i) {
+    const std::vector<T> value = to_host(context.stream, parameters.value(p).flat());
+    for (std::int64_t i = 0; i < parameters.spec(p).size(); ++i) {
       const auto element = static_cast<std::size_t>(global_element(parameters.spec(p), i));
       const T expected(static_cast<float>(state.weight[static_cast<std::size_t>(p)][element]));
-      wrong += value[i] == expected ? 0 : 1;
+      wrong += value[static_cast<std::size_t>(i)] == expected ? 0 : 1;
     }
   }
-  context.groups.world->all_reduce(context.stream, VectorView<std::int64_t>(&wrong, 1));
+  context.groups.world->all_reduce(host_stream(), VectorView<std::int64_t>(&wrong, 1));
   return wrong;
 }
 
 void sum_over_world(const Context& context, std::vector<std::vector<double>>& tensors) {
-  for (auto& tensor : tensors) context.groups.world->all_reduce(context.stream, VectorView<double>(tensor));
+  for (auto& tensor : tensors) context.groups.world->all_reduce(host_stream(), VectorView<double>(tensor));
 }
 
 }  // namespace
@@ -44,12 +50,12 @@ ToyTrainer<T>::ToyTrainer(Communicator& world, const RunSettings& settings)
     : settings_(settings),
       groups_(ProcessGroups::make(world, settings.tensor_size)),
       pool_(settings.threads),
-      stream_(CpuStream{&pool_}),
+      stream_(test_stream().is_cpu() ? Stream(CpuStream{&pool_}) : test_stream()),
       arena_(stream_),
       context_{stream_, groups_, arena_} {
   for (const ParameterSpec& spec : toy_specs(groups_.tp_size(), groups_.tp_rank())) parameters_.add(spec);
   parameters_.allocate(stream_, settings.bucket_elements, groups_.dp_size());
-  set_toy_weights(parameters_);
+  set_toy_weights(stream_, parameters_);
   optimizer_ = make_optimizer(context_, settings.options, parameters_);
 }
 
@@ -58,7 +64,7 @@ void ToyTrainer<T>::add_gradients(int step) {
   const Range mine = even_shard(kParts, groups_.dp_size(), groups_.dp_rank());
   for (int micro = 0; micro < settings_.micro_batches; ++micro) {
     const Range parts = even_shard(mine.size(), settings_.micro_batches, micro);
-    add_toy_gradients(parameters_, groups_, step, static_cast<int>(mine.begin + parts.begin),
+    add_toy_gradients(context_, parameters_, step, static_cast<int>(mine.begin + parts.begin),
                       static_cast<int>(mine.begin + parts.end), settings_.exact);
     optimizer_->reduce_gradients(context_, micro + 1 == settings_.micro_batches);
   }
@@ -79,7 +85,8 @@ template <class T>
 StepResult ToyTrainer<T>::run_step(int step) {
   add_gradients(step);
   const StepResult result = optimizer_->step(context_, kRunRate, sums());
-  for (const float g : parameters_.gradients()) EXPECT_EQ(g, 0.0f) << "gradients are zero after a step";
+  for (const float g : to_host(stream_, parameters_.gradients()))
+    EXPECT_EQ(g, 0.0f) << "gradients are zero after a step";
   return result;
 }
 
@@ -92,12 +99,15 @@ WholeState ToyTrainer<T>::gather() {
   }
   for (const OwnedPiece& piece : optimizer_->owned_pieces()) {
     const auto p = static_cast<std::size_t>(piece.parameter);
+    const std::vector<float> master = to_host(stream_, piece.master), exp_avg = to_host(stream_, piece.exp_avg);
+    const std::vector<float> exp_avg_sq = to_host(stream_, piece.exp_avg_sq);
     for (std::int64_t i = 0; i < piece.local.size(); ++i) {
+      const auto place = static_cast<std::size_t>(i);
       const auto element =
           static_cast<std::size_t>(global_element(parameters_.spec(piece.parameter), piece.local.begin + i));
-      state.weight[p][element] += static_cast<double>(piece.master[i]);
-      state.exp_avg[p][element] += static_cast<double>(piece.exp_avg[i]);
-      state.exp_avg_sq[p][element] += static_cast<double>(piece.exp_avg_sq[i]);
+      state.weight[p][element] += static_cast<double>(master[place]);
+      state.exp_avg[p][element] += static_cast<double>(exp_avg[place]);
+      state.exp_avg_sq[p][element] += static_cast<double>(exp_avg_sq[place]);
       state.coverage[p][element] += 1.0;
     }
   }
@@ -122,7 +132,7 @@ WholeState run_training(Communicator& world, const RunSettings& settings) {
 template <class T>
 WholeState run_training_on_threads(int ranks, const RunSettings& settings) {
   WholeState state;
-  run_ranks(ranks, [&](Communicator& world) {
+  run_device_ranks(ranks, [&](Communicator& world) {
     WholeState mine = run_training<T>(world, settings);
     if (world.rank() == 0) state = std::move(mine);
   });
