@@ -16,7 +16,7 @@ void expect_forward_error(const HeadProblem& problem, Normalization normalizatio
                           const std::vector<std::string>& parts) {
   for (const bool sequence_parallel : {false, true}) {
     std::atomic<int> refused = 0;
-    run_ranks(3, [&](Communicator& world) {
+    run_device_ranks(3, [&](Communicator& world) {
       HeadRank<float> rank(world, problem, problem.even(3), sequence_parallel);
       const auto loss = make_head_loss<float>(normalization, rank.vocab, problem.options);
       expect_error(kind, parts, [&] {
@@ -163,14 +163,14 @@ TEST(HeadLossErrorsTest, WeightsNotFiniteShowInLossAndGradient) {
     const std::int32_t row = problem.gold[2];
     problem.weight[static_cast<std::size_t>(row * problem.depth)] = std::numeric_limits<double>::quiet_NaN();
     problem.token_weight.assign(problem.token_weight.size(), 1.0f);
-    run_ranks(2, [&](Communicator& world) {
+    run_device_ranks(2, [&](Communicator& world) {
       HeadRank<float> rank(world, problem, problem.even(2), false);
       const auto loss = make_head_loss<float>(normalization, rank.vocab, problem.options);
       const auto output = loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch());
-      EXPECT_TRUE(std::isnan(output.token_loss[2]));
+      EXPECT_TRUE(std::isnan(to_host(rank.stream, output.token_loss)[2]));
       EXPECT_TRUE(std::isnan(output.weighted_sum));
       loss->backward(rank.context(), rank.weight_view(), rank.d_hidden_view(), rank.d_weight_view());
-      EXPECT_TRUE(std::isnan(rank.d_hidden[static_cast<std::size_t>(problem.row[2] * problem.depth)]));
+      EXPECT_TRUE(std::isnan(rank.d_hidden_values()[static_cast<std::size_t>(problem.row[2] * problem.depth)]));
     });
   }
 }
@@ -201,7 +201,7 @@ TEST(HeadLossErrorsTest, ShardsThatDoNotTileTheVocabulary) {
 
 TEST(HeadLossErrorsTest, ShapesThatDoNotMatch) {
   const HeadProblem problem = small_problem();
-  run_ranks(1, [&](Communicator& world) {
+  run_device_ranks(1, [&](Communicator& world) {
     HeadRank<float> rank(world, problem, problem.even(1), false);
     const auto loss = make_head_loss<float>(Normalization::kTile, rank.vocab);
     expect_error(ErrorKind::kInternal, {"head weight [32, 4]", "33 vocabulary rows"}, [&] {

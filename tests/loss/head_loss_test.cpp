@@ -119,7 +119,7 @@ TEST(HeadLossTest, UnevenAndEmptyShards) {
   for (const auto& bounds : all_bounds) {
     for (const Normalization normalization : kAllNormalizations) {
       const HeadProblem problem = problem_for(normalization, {.negatives = 10});
-      run_ranks(3, [&](Communicator& world) {
+      run_device_ranks(3, [&](Communicator& world) {
         check_head_loss<float>(world, problem, normalization, {bounds, problem.vocab}, world.size() == 3);
       });
     }
@@ -131,11 +131,11 @@ TEST(HeadLossTest, AllIdsAsNegativesGiveTheFullLoss) {
   HeadProblem problem = make_head_problem({.loss = {.softcap = 5.0f}});
   for (std::int32_t id = 0; id < problem.vocab; ++id) problem.negatives.push_back(id);
   const HeadAnswer full = solve_head_problem(problem, Normalization::kFull);
-  run_ranks(2, [&](Communicator& world) {
+  run_device_ranks(2, [&](Communicator& world) {
     HeadRank<float> rank(world, problem, problem.even(2), false);
     const auto loss = make_head_loss<float>(Normalization::kTile, rank.vocab, problem.options);
     const auto output = loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch());
-    expect_losses<float>(output, full);
+    expect_losses<float>(rank.stream, output, full);
     loss->backward(rank.context(), rank.weight_view(), rank.d_hidden_view(), rank.d_weight_view());
     expect_gradients(rank, full);
   });
@@ -165,7 +165,7 @@ TEST(HeadLossTest, EverySimdLevelAgreesWithTheOracle) {
 /// sum w l of the float32 loss, alone on one rank.
 double weighted_sum(const HeadProblem& problem, Normalization normalization) {
   double sum = 0.0;
-  run_ranks(1, [&](Communicator& world) {
+  run_device_ranks(1, [&](Communicator& world) {
     HeadRank<float> rank(world, problem, problem.even(1), false);
     const auto loss = make_head_loss<float>(normalization, rank.vocab, problem.options);
     sum = loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch()).weighted_sum;
@@ -183,11 +183,12 @@ TEST(HeadLossTest, GradientsAgreeWithFiniteDifferences) {
                                                       .candidates = 3,
                                                       .negatives = 4,
                                                       .loss = {.logit_scale = 1.5f, .softcap = 6.0f}});
-    run_ranks(1, [&](Communicator& world) {
+    run_device_ranks(1, [&](Communicator& world) {
       HeadRank<float> rank(world, problem, problem.even(1), false);
       const auto loss = make_head_loss<float>(normalization, rank.vocab, problem.options);
       static_cast<void>(loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch()));
       loss->backward(rank.context(), rank.weight_view(), rank.d_hidden_view(), rank.d_weight_view());
+      const std::vector<float> d_hidden = rank.d_hidden_values(), d_weight = rank.d_weight_values();
       const auto difference = [&](double& value) {
         constexpr double kStep = 1e-2;
         const double before = value;
@@ -199,29 +200,27 @@ TEST(HeadLossTest, GradientsAgreeWithFiniteDifferences) {
         return (above - below) / (2.0 * kStep);
       };
       for (std::size_t i = 0; i < problem.hidden.size(); ++i) {
-        ASSERT_NEAR(static_cast<double>(rank.d_hidden[i]), difference(problem.hidden[i]), 3e-3) << "hidden " << i;
+        ASSERT_NEAR(static_cast<double>(d_hidden[i]), difference(problem.hidden[i]), 3e-3) << "hidden " << i;
       }
       for (std::size_t i = 0; i < 55; ++i) {
-        const double gradient = static_cast<double>(rank.d_weight[i] - rank.kBefore);
+        const double gradient = static_cast<double>(d_weight[i] - rank.kBefore);
         ASSERT_NEAR(gradient, difference(problem.weight[i]), 3e-3) << "weight " << i;
       }
     });
   }
 }
 
-template <class T>
-std::vector<float> bits_of_run(const HeadProblem& problem, Normalization normalization, int threads) {
+std::vector<float> bits_of_run(const HeadProblem& problem, Normalization normalization, const Stream& stream) {
   std::vector<float> all;
-  run_ranks(1, [&](Communicator& world) {
-    ThreadPool pool(threads);
-    HeadRank<T> rank(world, problem, problem.even(1), false);
-    rank.stream = Stream(CpuStream{&pool});
-    const auto loss = make_head_loss<T>(normalization, rank.vocab, problem.options);
+  run_device_ranks(1, [&](Communicator& world) {
+    HeadRank<float> rank(world, problem, problem.even(1), false, stream);
+    const auto loss = make_head_loss<float>(normalization, rank.vocab, problem.options);
     const auto output = loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch());
     loss->backward(rank.context(), rank.weight_view(), rank.d_hidden_view(), rank.d_weight_view());
-    all.assign(output.token_loss.begin(), output.token_loss.end());
-    for (const T& x : rank.d_hidden) all.push_back(static_cast<float>(x));
-    all.insert(all.end(), rank.d_weight.begin(), rank.d_weight.end());
+    all = to_host(stream, output.token_loss);
+    for (const auto& gradient : {rank.d_hidden_values(), rank.d_weight_values()}) {
+      all.insert(all.end(), gradient.begin(), gradient.end());
+    }
   });
   return all;
 }
@@ -230,10 +229,12 @@ TEST(HeadLossTest, SameBitsForEveryNumberOfThreads) {
   for (const Normalization normalization : kAllNormalizations) {
     const HeadProblem problem =
         problem_for(normalization, {.rows = 300, .depth = 300, .vocab = 500, .tokens = 290, .negatives = 20});
-    const std::vector<float> one = bits_of_run<float>(problem, normalization, 1);
-    EXPECT_EQ(one, bits_of_run<float>(problem, normalization, 1));
-    EXPECT_EQ(one, bits_of_run<float>(problem, normalization, 2));
-    EXPECT_EQ(one, bits_of_run<float>(problem, normalization, 3));
+    const std::vector<float> one = bits_of_run(problem, normalization, Stream(CpuStream{}));
+    EXPECT_EQ(one, bits_of_run(problem, normalization, Stream(CpuStream{})));
+    for (const int threads : {2, 3}) {
+      ThreadPool pool(threads);
+      EXPECT_EQ(one, bits_of_run(problem, normalization, Stream(CpuStream{&pool})));
+    }
   }
 }
 
@@ -241,7 +242,7 @@ TEST(HeadLossTest, FrozenHeadGetsNoGradientAndMicroBatchesAdd) {
   for (const Normalization normalization : kAllNormalizations) {
     const HeadProblem problem = problem_for(normalization, {.negatives = 8});
     const HeadAnswer answer = solve_head_problem(problem, normalization);
-    run_ranks(2, [&](Communicator& world) {
+    run_device_ranks(2, [&](Communicator& world) {
       HeadRank<float> rank(world, problem, problem.even(2), false);
       const auto loss = make_head_loss<float>(normalization, rank.vocab, problem.options);
       const auto run = [&](MatrixView<float> d_weight) {
@@ -250,13 +251,15 @@ TEST(HeadLossTest, FrozenHeadGetsNoGradientAndMicroBatchesAdd) {
         rank.arena.reset();
       };
       run({});
-      EXPECT_EQ(rank.d_weight, std::vector<float>(rank.d_weight.size(), rank.kBefore));
+      EXPECT_EQ(rank.d_weight_values(),
+                std::vector<float>(static_cast<std::size_t>(rank.d_weight.size()), rank.kBefore));
       run(rank.d_weight_view());
       expect_gradients(rank, answer);
-      const std::vector<float> once = rank.d_weight;
+      const std::vector<float> once = rank.d_weight_values();
       run(rank.d_weight_view());
+      const std::vector<float> twice = rank.d_weight_values();
       for (std::size_t i = 0; i < once.size(); ++i) {
-        ASSERT_NEAR(rank.d_weight[i] - rank.kBefore, 2.0f * (once[i] - rank.kBefore), 1e-4f);
+        ASSERT_NEAR(twice[i] - rank.kBefore, 2.0f * (once[i] - rank.kBefore), 1e-4f);
       }
     });
   }

@@ -21,7 +21,7 @@ TEST_P(HeadLossWireTest, ForwardIsOneAllGatherOfThreeFloatsAToken) {
                                                  .negatives = 9});
   for (const Normalization normalization : {Normalization::kTile, Normalization::kFull}) {
     for (const int tp : {1, 2, 4}) {
-      run_ranks(tp, [&](Communicator& world) {
+      run_device_ranks(tp, [&](Communicator& world) {
         HeadRank<float> rank(world, problem, problem.even(tp), false);
         const auto loss = make_head_loss<float>(normalization, rank.vocab);
         Communicator& group = *rank.groups.tp;
@@ -50,7 +50,7 @@ TEST_P(HeadLossWireTest, SequenceParallelismAddsOneCollectiveEachWay) {
   const HeadProblem problem = make_head_problem(
       {.rows = 50, .depth = 16, .vocab = 400, .tokens = 33, .tile_tokens = 8, .candidates = GetParam()});
   constexpr int kRanks = 4;
-  run_ranks(kRanks, [&](Communicator& world) {
+  run_device_ranks(kRanks, [&](Communicator& world) {
     HeadRank<BFloat16> rank(world, problem, problem.even(kRanks), true);
     const auto loss = make_head_loss<BFloat16>(Normalization::kTile, rank.vocab);
     const std::int64_t own = std::count_if(problem.row.begin(), problem.row.end(), [&](std::int32_t row) {
@@ -76,7 +76,7 @@ INSTANTIATE_TEST_SUITE_P(Candidates, HeadLossWireTest, testing::Values(0, 5, 60)
 
 TEST(HeadLossWireDetailTest, AnUnknownNumberOfRowsCostsOneSmallAllGather) {
   const HeadProblem problem = make_head_problem({});
-  run_ranks(3, [&](Communicator& world) {
+  run_device_ranks(3, [&](Communicator& world) {
     HeadRank<float> rank(world, problem, problem.even(3), true);
     const auto loss = make_head_loss<float>(Normalization::kTile, rank.vocab);
     LossBatch batch = problem.batch();
@@ -84,7 +84,7 @@ TEST(HeadLossWireDetailTest, AnUnknownNumberOfRowsCostsOneSmallAllGather) {
     rank.groups.tp->reset_counts();
     const auto output = loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), batch);
     EXPECT_EQ(rank.groups.tp->count(Collective::kAllGather).calls, 3);
-    expect_losses<float>(output, solve_head_problem(problem, Normalization::kTile));
+    expect_losses<float>(rank.stream, output, solve_head_problem(problem, Normalization::kTile));
   });
 }
 
@@ -92,7 +92,7 @@ TEST(HeadLossWireDetailTest, AnUnknownNumberOfRowsCostsOneSmallAllGather) {
 template <class T>
 std::int64_t arena_bytes(const HeadProblem& problem, Normalization normalization) {
   std::int64_t bytes = 0;
-  run_ranks(1, [&](Communicator& world) {
+  run_device_ranks(1, [&](Communicator& world) {
     HeadRank<T> rank(world, problem, problem.even(1), false);
     const auto loss = make_head_loss<T>(normalization, rank.vocab);
     const auto run = [&] {

@@ -35,7 +35,7 @@ void check_mass(int tp, bool sequence_parallel, const HeadProblem& problem, std:
   double want = 0.0;
   const std::int64_t tokens = std::min(max_tokens, problem.tokens());
   for (std::int64_t t = 0; t < tokens; ++t) want += outside_mass(problem, t);
-  run_ranks(tp, [&](Communicator& world) {
+  run_device_ranks(tp, [&](Communicator& world) {
     HeadRank<T> rank(world, problem, problem.even(tp), sequence_parallel);
     const auto [mass, count] = out_of_set_mass<T>(rank.context(), rank.hidden_view(), rank.weight_view(),
                                                   problem.batch(), rank.vocab, problem.options, max_tokens);
@@ -74,7 +74,7 @@ TEST(OutOfSetMassTest, SmallMassKeepsItsDigits) {
   problem.hidden = {1.0};
   problem.weight.assign(problem.weight.size(), 0.0);
   problem.weight[static_cast<std::size_t>(problem.gold[0])] = 30.0;
-  run_ranks(2, [&](Communicator& world) {
+  run_device_ranks(2, [&](Communicator& world) {
     HeadRank<float> rank(world, problem, problem.even(2), false);
     const auto [mass, count] = out_of_set_mass<float>(rank.context(), rank.hidden_view(), rank.weight_view(),
                                                       problem.batch(), rank.vocab, problem.options, 1);
@@ -87,7 +87,7 @@ TEST(OutOfSetMassTest, SmallMassKeepsItsDigits) {
 TEST(OutOfSetMassTest, RefusesABatchWithoutCandidates) {
   HeadProblem problem = make_head_problem({});
   problem.tiles.clear();
-  run_ranks(2, [&](Communicator& world) {
+  run_device_ranks(2, [&](Communicator& world) {
     HeadRank<float> rank(world, problem, problem.even(2), false);
     expect_error(ErrorKind::kData, {"do not cover"}, [&] {
       static_cast<void>(out_of_set_mass<float>(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch(),
