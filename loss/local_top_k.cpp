@@ -123,26 +123,21 @@ std::int32_t reference_exponent(float max) {
   return static_cast<std::int32_t>(std::floor(static_cast<double>(max) * 1.4426950408889634));
 }
 
-void local_top_k(const CpuStream& stream, MatrixView<const float> logits, std::int64_t first_id, std::int64_t k,
-                 VectorView<const std::int32_t> gold, VectorView<ShardStatistics> statistics,
-                 MatrixView<Candidate> candidates) {
+void local_top_k(const CpuStream& stream, Arena&, MatrixView<float> logits, const LogitRule& rule,
+                 std::int64_t first_id, std::int64_t k, VectorView<const std::int32_t> gold,
+                 VectorView<ShardStatistics> statistics, MatrixView<Candidate> candidates) {
   REPRISE_CHECK(k >= 1 && gold.size == logits.rows && statistics.size == logits.rows &&
                     candidates.rows == logits.rows && candidates.cols == std::min(k, logits.cols),
                 "top {} of [{}, {}] into [{}, {}]", k, logits.rows, logits.cols, candidates.rows, candidates.cols);
+  const bool transforms = rule.scale != 1.0f || rule.softcap != 0.0f;
   stream.parallel_for(logits.rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
     RowSelector selector(logits.cols, k);
     for (std::int64_t t = begin; t < end; ++t) {
+      if (transforms) REPRISE_SIMD_CALL(scale_and_cap, logits.row(t).data, logits.cols, rule.scale, rule.softcap);
       statistics[t] = selector.select(logits.row(t), first_id, candidates.row(t));
       const std::int64_t local = gold[t] - first_id;
       if (0 <= local && local < logits.cols) statistics[t].gold_logit = logits(t, local);
     }
-  });
-}
-
-void transform_logits(const CpuStream& stream, float scale, float softcap, MatrixView<float> logits) {
-  if (scale == 1.0f && softcap == 0.0f) return;
-  stream.parallel_for(logits.rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
-    REPRISE_SIMD_CALL(scale_and_cap, logits.data + begin * logits.cols, (end - begin) * logits.cols, scale, softcap);
   });
 }
 

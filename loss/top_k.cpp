@@ -14,8 +14,11 @@ namespace reprise {
 
 namespace {
 
-/// Tokens whose logits are held at a time: below it the product would be bound by reading the weights.
-constexpr std::int64_t kChunkTokens = 256;
+/// Tokens whose logits are held at a time: with fewer the product would be bound by reading the weights. A GPU
+/// multiplies that much faster than it reads.
+std::int64_t chunk_tokens(const Stream& stream) {
+  return stream.is_cpu() ? 256 : 1024;
+}
 
 /// What a user's data can get wrong; the same on every rank, before any collective.
 void check_collect_batch(const CollectBatch& batch, std::int64_t total_rows, const VocabPartition& vocab) {
@@ -42,18 +45,19 @@ void check_collect_batch(const CollectBatch& batch, std::int64_t total_rows, con
 template <class T>
 LocalTopK select_locally(const Context& context, MatrixView<const T> hidden, MatrixView<const T> weight, Range ids,
                          VectorView<const std::int32_t> gold, std::int64_t k_max, const LossOptions& loss_options) {
-  const std::int64_t tokens = hidden.rows, k = std::min(k_max, ids.size());
+  const std::int64_t tokens = hidden.rows, k = std::min(k_max, ids.size()), most = chunk_tokens(context.stream);
   const auto statistics = context.arena.vector<ShardStatistics>(tokens, "Top-K statistics of the shard");
   const auto candidates = context.arena.matrix<Candidate>(tokens, k, "Top-K candidates of the shard");
   const Arena::Scope scope(context.arena);
-  const auto logits = context.arena.matrix<float>(std::min(tokens, kChunkTokens), ids.size(), "Top-K logits");
-  for (std::int64_t begin = 0; begin < tokens; begin += kChunkTokens) {
-    const std::int64_t count = std::min(kChunkTokens, tokens - begin);
+  const VectorView<const std::int32_t> device_gold = copy_to_arena(context, gold, "gold tokens");
+  const auto logits = context.arena.matrix<float>(std::min(tokens, most), ids.size(), "Top-K logits");
+  for (std::int64_t begin = 0; begin < tokens; begin += most) {
+    const std::int64_t count = std::min(most, tokens - begin);
     const MatrixView<float> chunk = logits.row_range(0, count);
     gemm<T, float>(context.stream, Transpose::kNo, Transpose::kYes, 1.0f, hidden.row_range(begin, count),
                    weight.row_range(0, ids.size()), 0.0f, chunk);
-    transform_logits(context.stream.cpu(), loss_options.logit_scale, loss_options.softcap, chunk);
-    local_top_k(context.stream.cpu(), chunk, ids.begin, k_max, gold.slice(begin, count), statistics.slice(begin, count),
+    local_top_k(context.stream, context.arena, chunk, {loss_options.logit_scale, loss_options.softcap}, ids.begin,
+                k_max, device_gold.slice(begin, count), statistics.slice(begin, count),
                 candidates.row_range(begin, count));
   }
   return {statistics, candidates};
@@ -70,11 +74,14 @@ std::vector<SampleRecords> collect_top_k(const Context& context, MatrixView<cons
   check_head_shapes(context, vocab, hidden, weight);
   const std::int64_t total_rows = count_total_rows(context, hidden.rows, {});
   check_collect_batch(batch, total_rows, vocab);
+  require(context.stream.is_cpu() || options.k_max <= kMostCudaCandidates, ErrorKind::kUsage,
+          "replay.k_max = {}: must be 1 to {} on a GPU", options.k_max, kMostCudaCandidates);
   const Arena::Scope scope(context.arena);
   const SelectedRows<T> selected(context, hidden, batch.row, total_rows);
   const Range ids = vocab.ids(context.groups.tp_rank());
   const LocalTopK local =
       select_locally<T>(context, selected.hidden(), weight, ids, batch.gold, options.k_max, loss_options);
+  selected.check_finite(context);
   return exchange_top_k(context, local, vocab, batch, options);
 }
 

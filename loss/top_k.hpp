@@ -23,7 +23,7 @@ struct TopKOptions {
   bool log_probs = false;
 };
 
-/// All target positions of whole samples in one micro-batch; the same on every tp rank.
+/// All target positions of whole samples in one micro-batch, in host memory; the same on every tp rank.
 struct CollectBatch {
   VectorView<const std::int32_t> row;           ///< [T] rows of hidden, strictly ascending
   VectorView<const std::int32_t> gold;          ///< [T]
@@ -40,9 +40,10 @@ struct CollectBatch {
 /// every rank selects the same positions; one all-to-all of candidates by token owner. The set of a token is the fewest
 /// ids, by value descending then id ascending, whose mass reaches tau (at most k_max, at least k_min); then gold is
 /// inserted, replacing the last when full, and flagged. Given the same logits the sets are the same for every sharding.
-/// Padded rows are never collected. Throws Error(kNonFinite) for non-finite hidden states or logits, Error(kUsage) for
-/// options out of range.
-/// Returns the records of the samples that this tp rank owns.
+/// hidden and weight lie on the stream's device. There the candidates are found and exchanged; positions and sets are
+/// chosen on the host, which waits for a GPU three times: for non-finite rows, statistics and its own tokens'
+/// candidates. Padded rows are never collected. Throws Error(kNonFinite) for non-finite hidden states or logits,
+/// Error(kUsage) for options out of range. Returns the records of the samples that this tp rank owns.
 template <class T>
 [[nodiscard]] std::vector<SampleRecords> collect_top_k(const Context& context, MatrixView<const T> hidden,
                                                        MatrixView<const T> weight, const VocabPartition& vocab,

@@ -2,8 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numeric>
 
+#include "core/elementwise.hpp"
 #include "core/error.hpp"
+#include "core/transfer.hpp"
 #include "loss/set_rule.hpp"
 
 namespace reprise {
@@ -34,10 +38,12 @@ std::vector<TokenSoftmax> gather_softmax(const Context& context, const LocalTopK
                                          const CollectBatch& batch) {
   const std::int64_t tokens = batch.row.size, ranks = vocab.tp_size();
   constexpr auto kBytes = static_cast<std::int64_t>(sizeof(ShardStatistics));
-  const auto all = context.arena.matrix<ShardStatistics>(ranks, tokens, "Top-K statistics");
+  const auto gathered = context.arena.matrix<ShardStatistics>(ranks, tokens, "Top-K statistics");
   context.groups.tp->all_gather<std::uint8_t>(
       context.stream, {reinterpret_cast<const std::uint8_t*>(local.statistics.data), tokens * kBytes},
-      {reinterpret_cast<std::uint8_t*>(all.data), ranks * tokens * kBytes});
+      {reinterpret_cast<std::uint8_t*>(gathered.data), ranks * tokens * kBytes});
+  const auto host = on_host(context.stream, gathered.flat());
+  const MatrixView<const ShardStatistics> all{host.view(), ranks, tokens};
   std::vector<TokenSoftmax> softmax;
   softmax.reserve(static_cast<std::size_t>(tokens));
   for (std::int64_t t = 0; t < tokens; ++t) {
@@ -67,11 +73,27 @@ std::vector<Tokens> choose_tokens(const CollectBatch& batch, const std::vector<f
   return chosen;
 }
 
-/// Candidates that this rank received for the tokens it owns, by rank of origin.
+/// Candidates that this rank received for the tokens it owns, on the host, by rank of origin.
 struct Received {
-  MatrixView<Candidate> of(std::int64_t rank) const { return parts[static_cast<std::size_t>(rank)]; }
-  std::vector<MatrixView<Candidate>> parts;  // [tp] of [own tokens, candidates of that rank's shard]
+  HostView<Candidate> all;
+  std::vector<MatrixView<const Candidate>> parts;  // [tp] of [own tokens, candidates of that rank's shard]
 };
+
+/// The candidates of these tokens, one behind the other, on the device.
+VectorView<const Candidate> gather_candidates(const Context& context, MatrixView<const Candidate> from,
+                                              const std::vector<Tokens>& tokens_of) {
+  std::vector<std::int32_t> index;
+  for (const Tokens& tokens : tokens_of) index.insert(index.end(), tokens.begin(), tokens.end());
+  const auto rows = static_cast<std::int64_t>(index.size());
+  const auto to = context.arena.matrix<Candidate>(rows, from.cols, "Top-K candidates to send");
+  const auto device_index = context.arena.vector<std::int32_t>(rows, "Top-K tokens");
+  copy_to_device<std::int32_t>(context.stream, index, device_index);
+  // Rows are copied as they are; a candidate is as long as two float32.
+  constexpr auto kFloats = static_cast<std::int64_t>(sizeof(Candidate) / sizeof(float));
+  gather_rows<float>(context.stream, {reinterpret_cast<const float*>(from.data), from.rows, kFloats * from.cols},
+                     device_index, {reinterpret_cast<float*>(to.data), rows, kFloats * from.cols});
+  return to.flat();
+}
 
 /// `tokens_of[r]` are the tokens whose candidates rank r wants.
 Received exchange_candidates(const Context& context, const LocalTopK& local, const VocabPartition& vocab,
@@ -79,28 +101,20 @@ Received exchange_candidates(const Context& context, const LocalTopK& local, con
   const int ranks = vocab.tp_size(), rank = context.groups.tp_rank();
   const auto own_tokens = static_cast<std::int64_t>(tokens_of[static_cast<std::size_t>(rank)].size());
   std::vector<std::int64_t> send_counts, receive_counts;
-  std::int64_t to_send = 0, to_receive = 0;
   for (int r = 0; r < ranks; ++r) {
     const auto wanted = static_cast<std::int64_t>(tokens_of[static_cast<std::size_t>(r)].size());
     send_counts.push_back(wanted * local.candidates.cols);
     receive_counts.push_back(own_tokens * std::min(k_max, vocab.ids(r).size()));
-    to_send += send_counts.back();
-    to_receive += receive_counts.back();
   }
-  const auto send = context.arena.vector<Candidate>(to_send, "Top-K candidates to send");
-  const auto receive = context.arena.vector<Candidate>(to_receive, "Top-K candidates");
-  Candidate* out = send.data;
-  for (const Tokens& tokens : tokens_of) {
-    for (const std::int64_t t : tokens) {
-      out = std::copy(local.candidates.row(t).begin(), local.candidates.row(t).end(), out);
-    }
-  }
+  const auto send = gather_candidates(context, local.candidates, tokens_of);
+  const auto receive = context.arena.vector<Candidate>(
+      std::accumulate(receive_counts.begin(), receive_counts.end(), std::int64_t{0}), "Top-K candidates");
   context.groups.tp->all_to_all<Candidate>(context.stream, send, send_counts, receive, receive_counts);
-  Received received;
+  Received received{on_host(context.stream, receive), {}};
   std::int64_t begin = 0;
-  for (int r = 0; r < ranks; ++r) {
-    const std::int64_t count = receive_counts[static_cast<std::size_t>(r)];
-    received.parts.emplace_back(receive.slice(begin, count), own_tokens, own_tokens == 0 ? 0 : count / own_tokens);
+  for (const std::int64_t count : receive_counts) {
+    received.parts.emplace_back(received.all.view().slice(begin, count), own_tokens,
+                                own_tokens == 0 ? 0 : count / own_tokens);
     begin += count;
   }
   return received;
@@ -154,13 +168,13 @@ std::vector<SampleRecords> exchange_top_k(const Context& context, const LocalTop
 
   const Tokens& own = tokens_of[static_cast<std::size_t>(context.groups.tp_rank())];
   std::vector<TokenSet> sets(own.size());
-  context.stream.cpu().parallel_for(
-      static_cast<std::int64_t>(own.size()), kTokenGrain, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-          const auto token = static_cast<std::size_t>(own[static_cast<std::size_t>(i)]);
-          sets[static_cast<std::size_t>(i)] = select_set(merge(received, i, options.k_max), softmax[token], options);
-        }
-      });
+  const CpuStream host = context.stream.is_cpu() ? context.stream.cpu() : CpuStream{};
+  host.parallel_for(static_cast<std::int64_t>(own.size()), kTokenGrain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const auto token = static_cast<std::size_t>(own[static_cast<std::size_t>(i)]);
+      sets[static_cast<std::size_t>(i)] = select_set(merge(received, i, options.k_max), softmax[token], options);
+    }
+  });
 
   std::vector<SampleRecords> samples;
   std::size_t next = 0;

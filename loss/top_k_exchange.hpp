@@ -7,7 +7,7 @@
 
 namespace reprise {
 
-/// What this rank's vocabulary shard gives for the T tokens of a batch.
+/// What this rank's vocabulary shard gives for the T tokens of a batch, on the stream's device.
 struct LocalTopK {
   VectorView<const ShardStatistics> statistics;  ///< [T]
   MatrixView<const Candidate> candidates;        ///< [T, min(k_max, ids of the shard)]
@@ -15,8 +15,9 @@ struct LocalTopK {
 
 /// From the shards' parts to the records of the samples that this rank owns: one all-gather of 16 bytes per token and
 /// rank, after which every rank chooses the same positions, and one all-to-all of the candidates (8 bytes each) of the
-/// chosen tokens to their owners. Given the same logits the records are the same for every sharding.
-/// Throws Error(kNonFinite) on every rank for logits that are not finite.
+/// chosen tokens to their owners, both of device memory; after each the host waits for what it needs. Given the same
+/// logits the records are the same for every sharding. Throws Error(kNonFinite) on every rank for logits that are not
+/// finite.
 [[nodiscard]] std::vector<SampleRecords> exchange_top_k(const Context& context, const LocalTopK& local,
                                                         const VocabPartition& vocab, const CollectBatch& batch,
                                                         const TopKOptions& options);

@@ -12,6 +12,7 @@ TEST(TopKMpi, SetsAreTheOracles) {
   std::mt19937_64 random(1);
   std::normal_distribution<float> normal(0.0f, 3.0f);
   Communicator& world = mpi_test_world();
+  const Stream stream(CpuStream{});
   for (const std::int64_t vocab_size : {3, 700}) {
     CollectProblem problem;
     for (const std::uint64_t id : {8, 1, 3, 2}) problem.add_sample(id, 10, vocab_size);
@@ -21,7 +22,7 @@ TEST(TopKMpi, SetsAreTheOracles) {
     }
     const VocabPartition vocab = VocabPartition::even(vocab_size + 2, vocab_size, world.size());
     const TopKOptions options{.tau = 0.9, .k_max = 40, .positions = PositionPolicy::kBucket, .budget = 5};
-    for (const SampleRecords& records : collect_from_logits(world, logits, vocab, problem, options)) {
+    for (const SampleRecords& records : collect_from_logits(world, stream, logits, vocab, problem, options)) {
       CollectProblem one;  // this sample alone, with its part of the logits
       const auto s = static_cast<std::size_t>(
           std::find(problem.sample_id.begin(), problem.sample_id.end(), records.sample_id) - problem.sample_id.begin());

@@ -9,8 +9,8 @@
 
 #include "core/random.hpp"
 #include "core/thread_pool.hpp"
-#include "parallel/thread_communicator.hpp"
 #include "tests/loss/make_records.hpp"
+#include "tests/support/device_ranks.hpp"
 
 namespace reprise {
 
@@ -36,12 +36,10 @@ void CollectProblem::set_owners(int tp_size) {
   }
 }
 
-std::vector<SampleRecords> collect_from_logits(Communicator& world, const std::vector<float>& logits,
-                                               const VocabPartition& vocab, CollectProblem problem,
-                                               const TopKOptions& options) {
+std::vector<SampleRecords> collect_from_logits(Communicator& world, const Stream& stream,
+                                               const std::vector<float>& logits, const VocabPartition& vocab,
+                                               CollectProblem problem, const TopKOptions& options) {
   const ProcessGroups groups = ProcessGroups::make(world, world.size());
-  ThreadPool pool(2);
-  const Stream stream(CpuStream{&pool});
   Arena arena(stream);
   const Context context{stream, groups, arena};
   problem.set_owners(world.size());
@@ -52,10 +50,12 @@ std::vector<SampleRecords> collect_from_logits(Communicator& world, const std::v
   for (std::int64_t t = 0; t < tokens; ++t) {
     std::copy_n(logits.begin() + t * columns + ids.begin, ids.size(), own.begin() + t * ids.size());
   }
+  auto device_logits = to_device(stream, own);
+  const auto gold = to_device(stream, problem.gold);
   const auto statistics = arena.vector<ShardStatistics>(tokens);
   const auto candidates = arena.matrix<Candidate>(tokens, std::min(options.k_max, ids.size()));
-  local_top_k(stream.cpu(), {own.data(), tokens, ids.size()}, ids.begin, options.k_max, problem.gold, statistics,
-              candidates);
+  local_top_k(stream, arena, {device_logits.view(), tokens, ids.size()}, {}, ids.begin, options.k_max, gold.view(),
+              statistics, candidates);
   return exchange_top_k(context, {statistics, candidates}, vocab, problem.batch(), options);
 }
 
@@ -63,8 +63,10 @@ RecordsById collect_from_logits(const std::vector<float>& logits, const VocabPar
                                 const TopKOptions& options) {
   RecordsById all;
   std::mutex mutex;
-  run_ranks(vocab.tp_size(), [&](Communicator& world) {
-    const auto samples = collect_from_logits(world, logits, vocab, problem, options);
+  run_device_ranks(vocab.tp_size(), [&](Communicator& world) {
+    ThreadPool pool(2);
+    const Stream stream = test_stream().is_cpu() ? Stream(CpuStream{&pool}) : test_stream();
+    const auto samples = collect_from_logits(world, stream, logits, vocab, problem, options);
     const std::lock_guard lock(mutex);
     for (const SampleRecords& records : samples) {
       EXPECT_EQ(records.sample_id % static_cast<std::uint64_t>(world.size()), static_cast<std::uint64_t>(world.rank()));

@@ -6,8 +6,15 @@
 
 #include "loss/top_k.hpp"
 #include "loss/top_k_exchange.hpp"
+#include "tests/support/device.hpp"
 
 namespace reprise {
+
+/// The first value on a CPU; else the second, so that emulation stays quick.
+template <class T>
+T on_cpu_or(const T& on_cpu, const T& elsewhere) {
+  return test_stream().is_cpu() ? on_cpu : elsewhere;
+}
 
 /// Samples with targets at some of their rows; every rank of a test builds the same.
 struct CollectProblem {
@@ -28,13 +35,14 @@ struct CollectProblem {
 
 using RecordsById = std::map<std::uint64_t, SampleRecords>;
 
-/// All samples' records from logits [tokens, columns of all shards], each rank given its own columns, on thread ranks.
+/// All samples' records from logits [tokens, columns of all shards], each rank given its own columns, on thread ranks
+/// and their device.
 RecordsById collect_from_logits(const std::vector<float>& logits, const VocabPartition& vocab, CollectProblem problem,
                                 const TopKOptions& options);
-/// The same inside one rank of any transport; this rank's samples.
-std::vector<SampleRecords> collect_from_logits(Communicator& world, const std::vector<float>& logits,
-                                               const VocabPartition& vocab, CollectProblem problem,
-                                               const TopKOptions& options);
+/// The same inside one rank of any transport, on the device of `stream`; this rank's samples.
+std::vector<SampleRecords> collect_from_logits(Communicator& world, const Stream& stream,
+                                               const std::vector<float>& logits, const VocabPartition& vocab,
+                                               CollectProblem problem, const TopKOptions& options);
 
 /// The rule in its plainest form: sort, add up in long double, put gold in.
 struct NaiveSet {

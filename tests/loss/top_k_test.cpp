@@ -10,8 +10,8 @@
 #include <mutex>
 
 #include "core/random.hpp"
-#include "parallel/thread_communicator.hpp"
 #include "tests/loss/top_k_problem.hpp"
+#include "tests/support/device_ranks.hpp"
 #include "tests/support/expect_error.hpp"
 
 namespace reprise {
@@ -73,19 +73,19 @@ std::vector<SampleRecords> collect_range(Communicator& world, const Base& base, 
   }
   part.set_owners(world.size());
   const ProcessGroups groups = ProcessGroups::make(world, world.size());
-  const Stream stream(CpuStream{});
+  const Stream& stream = test_stream();
   Arena arena(stream);
   const Context context{stream, groups, arena, layout.sequence_parallel};
   const auto convert = [](const std::vector<float>& from, std::int64_t first, std::int64_t count) {
     std::vector<T> values;
     for (std::int64_t i = first; i < first + count; ++i) values.push_back(T(from[static_cast<std::size_t>(i)]));
-    return values;
+    return to_device(values);
   };
   const Range rows = layout.sequence_parallel ? even_shard(part.rows, world.size(), world.rank()) : Range{0, part.rows};
   const Range ids = layout.vocab.rows(world.rank());
-  const std::vector<T> hidden = convert(base.hidden, (first_row + rows.begin) * kDepth, rows.size() * kDepth);
-  const std::vector<T> weight = convert(base.weight, ids.begin * kDepth, ids.size() * kDepth);
-  return collect_top_k<T>(context, {hidden.data(), rows.size(), kDepth}, {weight.data(), ids.size(), kDepth},
+  const Buffer<T> hidden = convert(base.hidden, (first_row + rows.begin) * kDepth, rows.size() * kDepth);
+  const Buffer<T> weight = convert(base.weight, ids.begin * kDepth, ids.size() * kDepth);
+  return collect_top_k<T>(context, {hidden.view(), rows.size(), kDepth}, {weight.view(), ids.size(), kDepth},
                           layout.vocab, part.batch(), options, layout.loss);
 }
 
@@ -94,7 +94,7 @@ template <class T>
 RecordsById collect(const Base& base, const Layout& layout, const TopKOptions& options, std::size_t micro_batch) {
   RecordsById all;
   std::mutex mutex;
-  run_ranks(layout.vocab.tp_size(), [&](Communicator& world) {
+  run_device_ranks(layout.vocab.tp_size(), [&](Communicator& world) {
     const std::size_t samples = base.problem.sample_id.size();
     for (std::size_t s = 0; s < samples; s += micro_batch) {
       for (const auto& records :
@@ -149,7 +149,8 @@ TEST(TopK, AgreesWithTheOracle) {
 }
 
 TEST(TopK, LayoutChangesSetsByRoundingOnly) {
-  const Base base(40);
+  const bool is_cpu = test_stream().is_cpu();
+  const Base base(is_cpu ? 40 : 6);
   const std::vector<float> logits = base.logits();
   const TopKOptions options{.tau = 0.9, .k_max = 60};
   const RecordsById whole = collect<float>(base, {even(1)}, options, 40);
@@ -158,21 +159,21 @@ TEST(TopK, LayoutChangesSetsByRoundingOnly) {
     different += count_different(whole, collect<float>(base, layout, options, micro_batch), base, logits, 1e-5f);
     compared += base.problem.tokens();
   };
-  for (const int tp : {2, 3, 4, 8}) compare({even(tp)}, 40);
-  for (const int tp : {1, 2, 3, 4}) compare({even(tp), true}, 20);
-  for (const std::size_t micro_batch : {1, 7}) compare({even(2)}, micro_batch);
+  for (const int tp : on_cpu_or<std::vector<int>>({2, 3, 4, 8}, {3})) compare({even(tp)}, 40);
+  for (const int tp : on_cpu_or<std::vector<int>>({1, 2, 3, 4}, {2})) compare({even(tp), true}, 20);
+  for (const std::size_t micro_batch : on_cpu_or<std::vector<int>>({1, 7}, {4})) compare({even(2)}, micro_batch);
   compare({{{0, 0, 500, kVocab + kPadded}, kVocab}}, 40);
-  EXPECT_GE(compared, 10000);
-  EXPECT_LT(different * 1000, compared);
+  EXPECT_GE(compared, is_cpu ? 10000 : 600);
+  EXPECT_LT(different * 1000, std::max<std::int64_t>(compared, 1001));
 }
 
 TEST(TopK, BFloat16) {
-  Base base(10);
+  Base base(on_cpu_or(10, 3));
   for (float& value : base.hidden) value = static_cast<float>(BFloat16(value));
   for (float& value : base.weight) value = static_cast<float>(BFloat16(value));
   const TopKOptions options{.tau = 0.9, .k_max = 60};
   const RecordsById expected = collect<float>(base, {even(1)}, options, 10);
-  for (const int tp : {1, 2, 4}) {
+  for (const int tp : on_cpu_or<std::vector<int>>({1, 2, 4}, {2})) {
     for (const bool sequence_parallel : {false, true}) {
       const RecordsById found = collect<BFloat16>(base, {even(tp), sequence_parallel}, options, 10);
       EXPECT_LE(count_different(expected, found, base, base.logits(), 1e-5f), 1);
@@ -181,7 +182,7 @@ TEST(TopK, BFloat16) {
 }
 
 TEST(TopK, RepeatsBitForBit) {
-  const Base base(8);
+  const Base base(on_cpu_or(8, 4));
   const Layout layout{even(3)};
   const RecordsById first = collect<float>(base, layout, {.tau = 0.9}, 3);
   for (const auto& [id, records] : collect<float>(base, layout, {.tau = 0.9}, 3)) {
@@ -193,22 +194,22 @@ TEST(TopK, RepeatsBitForBit) {
 
 TEST(TopK, SendsStatisticsOnceAndCandidatesToTheirOwners) {
   const Base base(5);
-  for (const int tp : {1, 2, 4}) {
+  for (const int tp : on_cpu_or<std::vector<int>>({1, 2, 4}, {1, 3})) {
     for (const bool sequence_parallel : {false, true}) {
-      run_ranks(tp, [&](Communicator& world) {
+      run_device_ranks(tp, [&](Communicator& world) {
         CollectProblem problem = base.problem;
         problem.set_owners(tp);
         const ProcessGroups groups = ProcessGroups::make(world, tp);
-        const Stream stream(CpuStream{});
-        Arena arena(stream);
-        const Context context{stream, groups, arena, sequence_parallel};
+        Arena arena(test_stream());
+        const Context context{test_stream(), groups, arena, sequence_parallel};
         const VocabPartition vocab = even(tp);
         const Range rows = sequence_parallel ? even_shard(problem.rows, tp, world.rank()) : Range{0, problem.rows};
         const Range ids = vocab.rows(world.rank());
         const TopKOptions options{.k_max = 30};
+        const auto hidden = to_device(base.hidden), weight = to_device(base.weight);
         groups.tp->reset_counts();
-        (void)collect_top_k<float>(context, {base.hidden.data() + rows.begin * kDepth, rows.size(), kDepth},
-                                   {base.weight.data() + ids.begin * kDepth, ids.size(), kDepth}, vocab,
+        (void)collect_top_k<float>(context, {hidden.view().data + rows.begin * kDepth, rows.size(), kDepth},
+                                   {weight.view().data + ids.begin * kDepth, ids.size(), kDepth}, vocab,
                                    problem.batch(), options);
         const CollectiveCount gathers = groups.tp->count(Collective::kAllGather);
         const CollectiveCount exchanges = groups.tp->count(Collective::kAllToAll);
@@ -235,7 +236,7 @@ TEST(TopK, NoTokens) {
   Base base(0);
   EXPECT_TRUE(collect<float>(base, {even(2)}, {}, 1).empty());
   base.problem.add_sample(5, 0, kVocab);
-  run_ranks(3, [&](Communicator& world) {
+  run_device_ranks(3, [&](Communicator& world) {
     const auto samples = collect_range<float>(world, base, {even(3)}, {}, 0, 0);
     EXPECT_TRUE(samples.empty());
   });
@@ -246,7 +247,7 @@ TEST(TopK, WrongInput) {
   const auto refused = [&](ErrorKind kind, const std::vector<std::string>& parts, const TopKOptions& options,
                            const Base& changed, const LossOptions& loss = {}) {
     for (const int tp : {1, 3}) {
-      run_ranks(tp, [&](Communicator& world) {  // on every rank
+      run_device_ranks(tp, [&](Communicator& world) {  // on every rank
         expect_error(kind, parts, [&] {
           (void)collect_range<float>(world, changed, {even(tp), false, loss}, options, 0, 2);
         });
@@ -272,17 +273,17 @@ TEST(TopK, WrongInput) {
 
 TEST(TopK, GoldOutsideTheVocabulary) {
   const Base base(1);
-  run_ranks(2, [&](Communicator& world) {
+  run_device_ranks(2, [&](Communicator& world) {
     CollectProblem problem = base.problem;
     problem.set_owners(2);
     problem.gold[1] = kVocab;  // the first padded row
     const ProcessGroups groups = ProcessGroups::make(world, 2);
-    const Stream stream(CpuStream{});
-    Arena arena(stream);
+    Arena arena(test_stream());
     const Range ids = even(2).rows(world.rank());
+    const auto hidden = to_device(base.hidden), weight = to_device(base.weight);
     expect_error(ErrorKind::kData, {"the next token is 900", "vocabulary has 900"}, [&] {
-      (void)collect_top_k<float>({stream, groups, arena}, {base.hidden.data(), problem.rows, kDepth},
-                                 {base.weight.data() + ids.begin * kDepth, ids.size(), kDepth}, even(2),
+      (void)collect_top_k<float>({test_stream(), groups, arena}, {hidden.view(), problem.rows, kDepth},
+                                 {weight.view().data + ids.begin * kDepth, ids.size(), kDepth}, even(2),
                                  problem.batch(), {});
     });
   });
