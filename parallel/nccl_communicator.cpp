@@ -216,7 +216,7 @@ class NcclCommunicator final : public Communicator {
   /// Few numbers: everyone gets everything and sums it.
   void reduce_gathered(const CudaStream& stream, void* buffer, std::int64_t count, DType dtype, ReduceOp op) {
     if (count == 0) return;
-    void* const all = scratch(bytes_of(count * size(), dtype));
+    void* const all = scratch(stream, bytes_of(count * size(), dtype));
     group_->exchange(stream, [&](NcclGroup::Calls& calls) {
       calls(ncclAllGather(buffer, all, wire_bytes(count, dtype), ncclUint8, calls.comm, calls.stream));
     });
@@ -235,7 +235,7 @@ class NcclCommunicator final : public Communicator {
         std::max<std::int64_t>(aligned, watch_->options().scratch_bytes / (peers * bytes_of(aligned, dtype)) * aligned);
     const auto longest = *std::max_element(counts.begin(), counts.end());
     const auto stride = (std::min(piece, counts[mine]) + aligned - 1) / aligned * aligned;
-    void* const arriving = scratch(bytes_of(stride * peers, dtype));
+    void* const arriving = scratch(stream, bytes_of(stride * peers, dtype));
     for (std::int64_t begin = 0; begin < longest; begin += piece) {
       const auto in_round = [&](std::size_t r) { return std::clamp<std::int64_t>(counts[r] - begin, 0, piece); };
       const auto slot = [&](std::size_t r) { return static_cast<std::int64_t>(r < mine ? r : r - 1); };
@@ -274,13 +274,16 @@ class NcclCommunicator final : public Communicator {
     });
   }
 
-  /// Device memory that is kept from call to call; collectives of a group never overlap.
-  void* scratch(std::int64_t bytes) {
+  /// Device memory for `stream`'s work that is kept from call to call; collectives of a group never overlap.
+  void* scratch(const CudaStream& stream, std::int64_t bytes) {
     if (scratch_.size() < bytes) {
-      group_->wait();
-      scratch_ = {};  // before, so that both are never held together
+      const CudaStream& home = home_.cuda();
+      group_->make_wait(home);  // for the last use of what is freed
+      scratch_ = {};            // before, so that both are never held together
       scratch_ = Buffer<std::byte>(home_, bytes, "the scratch of collectives");
-      synchronize(home_);  // any stream may use it
+      CudaEvent is_there;
+      is_there.record(home);
+      is_there.make_wait(stream);
     }
     return scratch_.view().data;
   }

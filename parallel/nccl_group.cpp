@@ -145,7 +145,9 @@ void NcclGroup::join(Communicator& bootstrap) {
 NcclGroup::~NcclGroup() {
   const bool unwinding = std::uncaught_exceptions() > unwinding_at_birth_;
   try {
-    if (unwinding) abort_communication();
+    if (unwinding) {  // all groups: one that waits would hold the stream that the others are on
+      watch_->fail(fmt::format("[{}] rank {} leaves because of an error of its own", name_, rank_));
+    }
     last_.synchronize();  // the watch is still there: it aborts what never ends
     watch_->remove(this);
     leave();

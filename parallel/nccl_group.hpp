@@ -66,7 +66,8 @@ class NcclGroup {
 
   /// Collective over `bootstrap`, which carries the id; every rank throws when one cannot join.
   NcclGroup(std::shared_ptr<NcclWatch> watch, Communicator& bootstrap, const CudaStream& home);
-  /// Waits until all that was asked for is done or has failed; while an exception unwinds it aborts instead.
+  /// Waits until all that was asked for is done or has failed; while an exception unwinds it aborts the rank's groups
+  /// first.
   ~NcclGroup();
   NcclGroup(const NcclGroup&) = delete;
   NcclGroup& operator=(const NcclGroup&) = delete;
@@ -77,8 +78,8 @@ class NcclGroup {
   /// Within run: `calls` ask NCCL for transfers that start together. Returns when NCCL has put them on the stream.
   void exchange(const CudaStream& stream, const std::function<void(Calls& calls)>& calls);
 
-  /// The host waits for the latest collective.
-  void wait() const { last_.synchronize(); }
+  /// Later work of `stream` waits for the collective before the running one.
+  void make_wait(const CudaStream& stream) const { last_.make_wait(stream); }
 
   // For the watch.
   [[nodiscard]] std::optional<std::string> trouble();

@@ -153,9 +153,11 @@ TEST_F(NcclFailures, UnwindingAbortsWhatIsPending) {
   const cuda_emulation::ScopedSettings scope(late);
   const auto start = std::chrono::steady_clock::now();
   const auto body = [](Communicator& world, const Stream& stream) {
+    const auto part = world.split(0, world.rank(), "part");
     Buffer<float> values(stream, 10, "values");
     if (world.rank() == 0) {
-      world.all_reduce<float>(stream, values.view());
+      world.all_reduce<float>(stream, values.view());  // on the same stream before what `part` leaves
+      part->all_reduce<float>(stream, values.view());
       throw std::invalid_argument("a failure of its own");
     }
     world.barrier();
