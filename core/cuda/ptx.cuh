@@ -29,6 +29,10 @@
 //       n (1, 2 or 4) matrices of 8 x 8 two-byte elements from shared memory by a whole warp: lane 8 m + r gives the
 //       address of row r of matrix m, 16 bytes. words[m] = M(lane / 4, p..p+1), or with is_transposed
 //       M(p, lane / 4), M(p + 1, lane / 4).
+//   unsigned pack_bfloat16(float low, float high)
+//       Both rounded to the nearest bfloat16 (ties to even), `low` in the lower half: the operands of mma_m16n8k16.
+//   float exp2_approximate(float x)
+//       2^x within 2^-22 of itself; zero below 2^-126. One instruction, where exp2f is four.
 
 #include <cuda_runtime.h>
 
@@ -124,6 +128,18 @@ __device__ __forceinline__ void load_matrices(unsigned (&words)[kMatrices], cons
                  : "r"(address)
                  : "memory");
   }
+}
+
+__device__ __forceinline__ unsigned pack_bfloat16(float low, float high) {
+  unsigned pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+__device__ __forceinline__ float exp2_approximate(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
 }
 
 }  // namespace reprise

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "core/cuda/ptx.cuh"
 #include "core/dtype.hpp"
@@ -83,11 +84,13 @@ __device__ inline float to_float(BFloat16 value) {
 /// Rounds to nearest even.
 template <class T>
 __device__ inline T from_float(float value) {
-  return static_cast<T>(value);
-}
-/// Two bfloat16 in a word, `low` in the lower half: the operands of mma_m16n8k16.
-__device__ inline unsigned pack_bfloat16(float low, float high) {
-  return static_cast<unsigned>(BFloat16(low).bits) | static_cast<unsigned>(BFloat16(high).bits) << 16;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    BFloat16 rounded;
+    rounded.bits = static_cast<std::uint16_t>(pack_bfloat16(value, 0.0f));
+    return rounded;
+  } else {
+    return static_cast<T>(value);
+  }
 }
 
 }  // namespace reprise

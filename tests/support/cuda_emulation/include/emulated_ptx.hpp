@@ -4,7 +4,10 @@
 #include <cuda_device.h>
 
 #include <array>
+#include <cmath>
 #include <cstring>
+
+#include "core/dtype.hpp"
 
 namespace reprise {
 
@@ -81,6 +84,14 @@ void load_matrices(unsigned (&words)[kMatrices], const void* row,
     words[m] = kTransposed ? element(minor, major) | element(minor + 1, major) << 16
                            : element(major, minor) | element(major, minor + 1) << 16;
   }
+}
+
+inline unsigned pack_bfloat16(float low, float high) {
+  return static_cast<unsigned>(BFloat16(low).bits) | static_cast<unsigned>(BFloat16(high).bits) << 16;
+}
+
+inline float exp2_approximate(float x) {
+  return x < -126.0f ? 0.0f : std::exp2(x);
 }
 
 }  // namespace reprise
