@@ -16,6 +16,7 @@ inline void run_device_ranks(int size, const std::function<void(Communicator& wo
   run_ranks(size, [&](Communicator& world) {
     const auto staged = make_staged_communicator(world, options);
     body(*staged);
+    synchronize(test_stream());  // what the body left under way still needs this thread
   });
 }
 
