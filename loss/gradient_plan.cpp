@@ -23,8 +23,8 @@ class Planner {
         candidates_(candidates),
         limits_(limits),
         host_arrays_(host_arrays),
-        count_(static_cast<std::size_t>(candidates.own.size()), 0),
-        is_dense_(static_cast<std::size_t>(candidates.own.size()), 0) {
+        is_dense_(static_cast<std::size_t>(candidates.own.size()), 0),
+        next_(static_cast<std::size_t>(candidates.own.size()), nullptr) {
     for (const LocalTile& tile : candidates.tiles) {
       if (tile.tokens() > 1) unit_tokens_ = kRowUnitTokens;
     }
@@ -41,6 +41,12 @@ class Planner {
       const std::size_t last = groups_end(first, groups_.size(), limits_.segment_tokens);
       plan_segment(first, last);
       first = last;
+    }
+    for (GradientPart& part : parts_) {
+      RowList& list = part.list;
+      list.rows = HostArrays::on_device<std::int32_t>(context_, list.rows, "rows with gradients");
+      list.begin = HostArrays::on_device<std::int32_t>(context_, list.begin, "units of rows");
+      list.units = HostArrays::on_device<RowUnit>(context_, list.units, "tokens by row");
     }
     return std::move(parts_);
   }
@@ -64,88 +70,98 @@ class Planner {
   }
 
   void plan_segment(std::size_t first, std::size_t last) {
-    const std::vector<std::int32_t> dense = find_dense_rows(first, last);
-    for (const std::int32_t row : dense) is_dense_[static_cast<std::size_t>(row)] = 1;
-    for (std::size_t begin = 0; begin < dense.size(); begin += static_cast<std::size_t>(limits_.most_dense_rows)) {
-      const std::size_t end = std::min(dense.size(), begin + static_cast<std::size_t>(limits_.most_dense_rows));
-      const std::span<const std::int32_t> rows(dense.data() + begin, end - begin);
-      for (const std::int32_t row : rows) is_dense_[static_cast<std::size_t>(row)] = 2;
-      parts_.push_back(make_part(first, last, 2));
-      for (const std::int32_t row : rows) is_dense_[static_cast<std::size_t>(row)] = 1;
-    }
     // Supertiles of about the same size: a short last one would update nearly as many rows.
-    const std::int64_t tokens = groups_[last - 1].token + groups_[last - 1].tokens - groups_[first].token;
+    const std::int64_t tokens = end_token(last) - groups_[first].token;
     const std::int64_t share = ceil_div(tokens, ceil_div(tokens, limits_.supertile_tokens));
     const std::int64_t most = std::min(limits_.supertile_tokens, round_up(share, unit_tokens_));
-    for (std::size_t begin = first; begin < last;) {
-      const std::size_t end = groups_end(begin, last, most);
-      parts_.push_back(make_part(begin, end, 0));
-      begin = end;
+    std::vector<std::size_t> bounds{first};
+    while (bounds.back() < last) bounds.push_back(groups_end(bounds.back(), last, most));
+
+    std::vector<std::vector<std::int32_t>> counts;  // units of rows, supertile by supertile
+    for (std::size_t i = 0; i + 1 < bounds.size(); ++i) {
+      counts.emplace_back(is_dense_.size(), 0);
+      for_each_id(bounds[i], bounds[i + 1],
+                  [&](const TokenGroup&, const LocalTile&, std::int64_t, std::size_t row) { ++counts.back()[row]; });
+    }
+    const std::vector<std::int32_t> total = sum_of(counts);
+    const std::vector<std::int32_t> dense = find_dense_rows(total, static_cast<std::int64_t>(last - first));
+    for (std::size_t begin = 0; begin < dense.size(); begin += static_cast<std::size_t>(limits_.most_dense_rows)) {
+      const std::size_t end = std::min(dense.size(), begin + static_cast<std::size_t>(limits_.most_dense_rows));
+      start_part(first, last,
+                 {dense.begin() + static_cast<std::ptrdiff_t>(begin), dense.begin() + static_cast<std::ptrdiff_t>(end)},
+                 total);
+      parts_.back().is_dense = true;
+    }
+    for (const std::int32_t row : dense) is_dense_[static_cast<std::size_t>(row)] = 1;
+    for (std::size_t i = 0; i + 1 < bounds.size(); ++i) {
+      start_part(bounds[i], bounds[i + 1], sparse_rows(counts[i], bounds[i + 1] - bounds[i]), counts[i]);
+      fill(bounds[i], bounds[i + 1], groups_[first].token);
     }
     for (const std::int32_t row : dense) is_dense_[static_cast<std::size_t>(row)] = 0;
   }
 
+  [[nodiscard]] std::int64_t end_token(std::size_t last) const {
+    return groups_[last - 1].token + groups_[last - 1].tokens;
+  }
+
+  static std::vector<std::int32_t> sum_of(const std::vector<std::vector<std::int32_t>>& counts) {
+    std::vector<std::int32_t> total = counts.front();
+    for (std::size_t i = 1; i < counts.size(); ++i) {
+      for (std::size_t row = 0; row < total.size(); ++row) total[row] += counts[i][row];
+    }
+    return total;
+  }
+
   /// Ascending.
-  [[nodiscard]] std::vector<std::int32_t> find_dense_rows(std::size_t first, std::size_t last) {
-    for_each_id(first, last,
-                [&](const TokenGroup&, const LocalTile&, std::int64_t, std::size_t row) { ++count_[row]; });
+  [[nodiscard]] std::vector<std::int32_t> find_dense_rows(const std::vector<std::int32_t>& total,
+                                                          std::int64_t groups) const {
     std::vector<std::int32_t> rows;
-    const auto groups = static_cast<std::int64_t>(last - first);
-    for (std::size_t row = 0; row < count_.size(); ++row) {
-      if (count_[row] * limits_.dense_divisor > groups) rows.push_back(static_cast<std::int32_t>(row));
-      count_[row] = 0;
+    for (std::size_t row = 0; row < total.size(); ++row) {
+      if (total[row] * limits_.dense_divisor > groups) rows.push_back(static_cast<std::int32_t>(row));
     }
     if (std::ssize(rows) < limits_.min_dense_rows) rows.clear();
     return rows;
   }
 
-  /// Rows with is_dense == kind that the groups list.
-  GradientPart make_part(std::size_t first, std::size_t last, std::uint8_t kind) {
-    std::vector<std::int32_t> rows;
-    std::int64_t units = 0;
-    for_each_id(first, last, [&](const TokenGroup&, const LocalTile&, std::int64_t, std::size_t row) {
-      if (is_dense_[row] != kind) return;
-      if (count_[row]++ == 0) rows.push_back(static_cast<std::int32_t>(row));
-      ++units;
-    });
-    const auto sorted = host_arrays_.vector<std::int32_t>(context_, std::ssize(rows), "rows with gradients");
-    const auto begin = host_arrays_.vector<std::int32_t>(context_, std::ssize(rows) + 1, "units of rows");
-    sort_by_falling_count(rows, last - first, sorted);
-    begin[0] = 0;
-    for (std::int64_t i = 0; i < sorted.size; ++i) {
-      std::int32_t& count = count_[static_cast<std::size_t>(sorted[i])];
-      begin[i + 1] = begin[i] + count;
-      count = begin[i];  // from now on where the row's next unit goes
+  /// The rows that are not dense, by falling count, then ascending: a counting sort. No count exceeds `most`.
+  [[nodiscard]] std::vector<std::int32_t> sparse_rows(const std::vector<std::int32_t>& count, std::size_t most) const {
+    std::vector<std::int64_t> place(most + 2, 0);  // by (most - count): where the next such row goes
+    const auto is_listed = [&](std::size_t row) { return count[row] != 0 && is_dense_[row] == 0; };
+    const auto key = [&](std::size_t row) { return most - static_cast<std::size_t>(count[row]); };
+    for (std::size_t row = 0; row < count.size(); ++row) {
+      if (is_listed(row)) ++place[key(row) + 1];
     }
-
-    const std::int64_t first_token = groups_[first].token;
-    const auto list = host_arrays_.vector<RowUnit>(context_, units, "tokens by row");
-    for_each_id(first, last, [&](const TokenGroup& group, const LocalTile& tile, std::int64_t id, std::size_t row) {
-      if (is_dense_[row] != kind) return;
-      list[count_[row]++] = RowUnit::make(group.token - first_token, group.tokens,
-                                          tile.logits + id * tile.tokens() + group.token - tile.token_begin);
-    });
-    for (const std::int32_t row : rows) count_[static_cast<std::size_t>(row)] = 0;
-
-    const std::int64_t end_token = groups_[last - 1].token + groups_[last - 1].tokens;
-    return {.token_begin = first_token,
-            .tokens = end_token - first_token,
-            .is_dense = kind != 0,
-            .list = {HostArrays::on_device<std::int32_t>(context_, sorted, "rows with gradients"),
-                     HostArrays::on_device<std::int32_t>(context_, begin, "units of rows"),
-                     HostArrays::on_device<RowUnit>(context_, list, "tokens by row"), unit_tokens_}};
+    for (std::size_t i = 1; i < place.size(); ++i) place[i] += place[i - 1];
+    std::vector<std::int32_t> rows(static_cast<std::size_t>(place[most]));
+    for (std::size_t row = 0; row < count.size(); ++row) {
+      if (is_listed(row)) rows[static_cast<std::size_t>(place[key(row)]++)] = static_cast<std::int32_t>(row);
+    }
+    return rows;
   }
 
-  /// A counting sort; no count exceeds `most`.
-  void sort_by_falling_count(const std::vector<std::int32_t>& rows, std::size_t most,
-                             VectorView<std::int32_t> sorted) const {
-    std::vector<std::int64_t> place(most + 2, 0);  // place[most - count + 1]: rows with more units than that
-    const auto key = [&](std::int32_t row) {
-      return most - static_cast<std::size_t>(count_[static_cast<std::size_t>(row)]);
-    };
-    for (const std::int32_t row : rows) ++place[key(row) + 1];
-    for (std::size_t i = 1; i < place.size(); ++i) place[i] += place[i - 1];
-    for (const std::int32_t row : rows) sorted[place[key(row)]++] = row;
+  /// A part with room for the rows' units, which `next_` points to from now on.
+  void start_part(std::size_t first, std::size_t last, const std::vector<std::int32_t>& rows,
+                  const std::vector<std::int32_t>& count) {
+    const std::int64_t size = std::ssize(rows);
+    const auto own_rows = host_arrays_.vector<std::int32_t>(context_, size, "rows with gradients");
+    const auto begin = host_arrays_.vector<std::int32_t>(context_, size + 1, "units of rows");
+    std::copy(rows.begin(), rows.end(), own_rows.begin());
+    begin[0] = 0;
+    for (std::int64_t i = 0; i < size; ++i) begin[i + 1] = begin[i] + count[static_cast<std::size_t>(own_rows[i])];
+    const auto units = host_arrays_.vector<RowUnit>(context_, begin[size], "tokens by row");
+    for (std::int64_t i = 0; i < size; ++i) next_[static_cast<std::size_t>(own_rows[i])] = units.data + begin[i];
+    parts_.push_back({.token_begin = groups_[first].token,
+                      .tokens = end_token(last) - groups_[first].token,
+                      .list = {own_rows, begin, units, unit_tokens_}});
+  }
+
+  /// The units of the groups go where their rows want them, in the order of the tokens.
+  void fill(std::size_t first, std::size_t last, std::int64_t segment_token) {
+    const std::int64_t origin[] = {groups_[first].token, segment_token};
+    for_each_id(first, last, [&](const TokenGroup& group, const LocalTile& tile, std::int64_t id, std::size_t row) {
+      *next_[row]++ = RowUnit::make(group.token - origin[is_dense_[row]], group.tokens,
+                                    tile.logits + id * tile.tokens() + group.token - tile.token_begin);
+    });
   }
 
   const Context& context_;
@@ -153,8 +169,8 @@ class Planner {
   const GradientLimits& limits_;
   HostArrays& host_arrays_;
   std::vector<TokenGroup> groups_;
-  std::vector<std::int32_t> count_;     // by row; all zero between uses
   std::vector<std::uint8_t> is_dense_;  // by row
+  std::vector<RowUnit*> next_;          // by row: where its next unit goes
   std::vector<GradientPart> parts_;
   int unit_tokens_ = 1;
 };
