@@ -1,10 +1,9 @@
 #include "layers/decoder_layer.hpp"
 
-#include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "core/math.hpp"
+#include "layers/copy_columns.hpp"
 #include "layers/rms_norm.hpp"
 #include "layers/rope.hpp"
 #include "layers/swiglu.hpp"
@@ -50,18 +49,6 @@ std::int64_t add_norm(ParameterSet<T>& parameters, std::int64_t layer, const std
   spec.counted = tp_rank == 0;
   spec.sum_over_tp = sum_over_tp;
   return parameters.add(spec);
-}
-
-/// Rows [rows, width] from rows that stand further apart.
-template <class T>
-void copy_columns(const CpuStream& stream, MatrixView<const T> from, std::int64_t from_col, MatrixView<T> to,
-                  std::int64_t to_col, std::int64_t width) {
-  stream.parallel_for(from.rows, 256, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      const T* source = from.row(row).data + from_col;
-      std::copy(source, source + width, to.row(row).data + to_col);
-    }
-  });
 }
 
 }  // namespace
@@ -127,7 +114,7 @@ template <class T>
 void DecoderLayer<T>::forward(const Context& context, const DocumentPositions& documents, MatrixView<T> residual,
                               MatrixView<T> branch, Activations& a, MatrixView<T> mlp_output,
                               const LayerCache<T>* cache) const {
-  const CpuStream& stream = context.stream.cpu();
+  const Stream& stream = context.stream;
   a.input_rstd = context.arena.vector<float>(residual.rows, "norm");
   const MatrixView<T> normed = context.arena.matrix<T>(residual.rows, hidden_size_, "normed input");
   if (branch.data == nullptr) {
@@ -150,7 +137,7 @@ template <class T>
 void DecoderLayer<T>::recompute(const Context& context, const DocumentPositions& documents, Activations& a) const {
   a.input_rstd = context.arena.vector<float>(a.input.rows, "norm");
   const MatrixView<T> normed = context.arena.matrix<T>(a.input.rows, hidden_size_, "normed input");
-  rms_norm<T>(context.stream.cpu(), a.input, vector_value(input_norm_), norm_eps_, normed, a.input_rstd);
+  rms_norm<T>(context.stream, a.input, vector_value(input_norm_), norm_eps_, normed, a.input_rstd);
   a.normed_input = gather_tokens(context, normed, documents.tokens());
   attention_block(context, documents, a, nullptr);
   mlp_block(context, a);
@@ -159,7 +146,7 @@ void DecoderLayer<T>::recompute(const Context& context, const DocumentPositions&
 template <class T>
 void DecoderLayer<T>::attention_block(const Context& context, const DocumentPositions& documents, Activations& a,
                                       const LayerCache<T>* cache) const {
-  const CpuStream& stream = context.stream.cpu();
+  const Stream& stream = context.stream;
   const std::int64_t tokens = documents.tokens(), rows = a.input.rows;
   a.qkv = context.arena.matrix<T>(tokens, qkv_.out_features(), "q, k and v");
   qkv_.forward(stream, context.arena, a.normed_input, a.qkv);
@@ -184,30 +171,30 @@ template <class T>
 void DecoderLayer<T>::mlp_block(const Context& context, Activations& a) const {
   const std::int64_t tokens = a.normed_middle.rows;
   a.gate_up = context.arena.matrix<T>(tokens, 2 * ffn_size_, "gate and up");
-  gate_up_.forward(context.stream.cpu(), context.arena, a.normed_middle, a.gate_up);
+  gate_up_.forward(context.stream, context.arena, a.normed_middle, a.gate_up);
   a.product = context.arena.matrix<T>(tokens, ffn_size_, "swiglu");
-  swiglu<T>(context.stream.cpu(), a.gate_up, a.product);
+  swiglu<T>(context.stream, a.gate_up, a.product);
 }
 
 template <class T>
 void DecoderLayer<T>::rotate(const Context& context, const DocumentPositions& documents, Activations& a) const {
-  const CpuStream& stream = context.stream.cpu();
+  const Stream& stream = context.stream;
   const std::int64_t tokens = documents.tokens(), heads = shape_.num_heads, kv_heads = shape_.num_kv_heads;
   if (q_norm_ < 0) {
-    rotate_heads(stream, documents.rotary, documents.rotary_rows, heads + kv_heads, false, a.qkv);
+    rotate_heads<T>(stream, documents.rotary, documents.rotary_rows, heads + kv_heads, false, a.qkv);
     return;
   }
   a.rotated_qk = context.arena.matrix<T>(tokens, (heads + kv_heads) * shape_.head_dim, "rotated q and k");
   a.qk_rstd = context.arena.matrix<float>(tokens, heads + kv_heads, "q and k norms");
   head_rms_norm<T>(stream, a.qkv, 0, heads, vector_value(q_norm_), norm_eps_, a.rotated_qk, a.qk_rstd);
   head_rms_norm<T>(stream, a.qkv, heads, kv_heads, vector_value(k_norm_), norm_eps_, a.rotated_qk, a.qk_rstd);
-  rotate_heads(stream, documents.rotary, documents.rotary_rows, heads + kv_heads, false, a.rotated_qk);
+  rotate_heads<T>(stream, documents.rotary, documents.rotary_rows, heads + kv_heads, false, a.rotated_qk);
 }
 
 template <class T>
 void DecoderLayer<T>::attend(const Context& context, const DocumentPositions& documents, Activations& a,
                              const LayerCache<T>* cache) const {
-  const CpuStream& stream = context.stream.cpu();
+  const Stream& stream = context.stream;
   const std::int64_t tokens = documents.tokens(), q_size = shape_.num_heads * shape_.head_dim;
   const MatrixView<T> qk = q_norm_ < 0 ? a.qkv : a.rotated_qk;
   const HeadRows<const T> q{qk.data, qk.cols}, k{qk.data + q_size, qk.cols};
@@ -219,14 +206,8 @@ void DecoderLayer<T>::attend(const Context& context, const DocumentPositions& do
     attention<T>(stream, context.arena, shape_, documents.offsets, q, k, v, output, a.log_sum_exp);
     return;
   }
-  for (std::int64_t d = 0; d < cache->lengths.size; ++d) {
-    const std::int64_t begin = documents.offsets[d], count = documents.offsets[d + 1] - begin;
-    const std::int64_t row = d * cache->max_length + cache->lengths[d] - count;
-    for (std::int64_t t = 0; t < count; ++t) {
-      std::copy_n(k.data + (begin + t) * k.stride, kv_size(), cache->keys.row(row + t).data);
-      std::copy_n(v.data + (begin + t) * v.stride, kv_size(), cache->values.row(row + t).data);
-    }
-  }
+  copy_columns_to_rows<T>(stream, qk, q_size, documents.cache_rows, cache->keys);
+  copy_columns_to_rows<T>(stream, a.qkv, q_size + kv_size(), documents.cache_rows, cache->values);
   const HeadRows<const T> keys{cache->keys.data, kv_size()}, values{cache->values.data, kv_size()};
   cached_attention<T>(stream, context.arena, shape_, documents.offsets, cache->lengths, cache->max_length, q, keys,
                       values, output);
@@ -241,7 +222,7 @@ void DecoderLayer<T>::backward(const Context& context, const DocumentPositions& 
 
 template <class T>
 void DecoderLayer<T>::backward_mlp(const Context& context, const Activations& a, MatrixView<T> d_residual) const {
-  const CpuStream& stream = context.stream.cpu();
+  const Stream& stream = context.stream;
   Arena& arena = context.arena;
   const Arena::Scope scope(arena);
   const std::int64_t tokens = a.normed_middle.rows;
@@ -260,7 +241,7 @@ void DecoderLayer<T>::backward_mlp(const Context& context, const Activations& a,
 template <class T>
 void DecoderLayer<T>::backward_attention(const Context& context, const DocumentPositions& documents,
                                          const Activations& a, Communicator* kv_group, MatrixView<T> d_residual) const {
-  const CpuStream& stream = context.stream.cpu();
+  const Stream& stream = context.stream;
   Arena& arena = context.arena;
   const Arena::Scope scope(arena);
   const std::int64_t tokens = documents.tokens(), dim = shape_.head_dim;
@@ -276,7 +257,7 @@ void DecoderLayer<T>::backward_attention(const Context& context, const DocumentP
                         {a.qkv.data + q_size + kv_size(), a.qkv.cols}, {a.attended.data, q_size}, a.log_sum_exp,
                         {d_attended.data, q_size}, {d_qkv.data, d_qkv.cols}, {d_qkv.data + q_size, d_qkv.cols},
                         {d_qkv.data + q_size + kv_size(), d_qkv.cols});
-  rotate_heads(stream, documents.rotary, documents.rotary_rows, heads + kv_heads, true, d_qkv);
+  rotate_heads<T>(stream, documents.rotary, documents.rotary_rows, heads + kv_heads, true, d_qkv);
   if (q_norm_ >= 0) {
     head_rms_norm_backward<T>(stream, arena, a.qkv, 0, heads, vector_value(q_norm_), a.qk_rstd, d_qkv,
                               parameters_->gradient(q_norm_).flat());
@@ -297,13 +278,13 @@ void DecoderLayer<T>::backward_norm(const Context& context, MatrixView<const T> 
   const Range rows = local_tokens(context, d_normed.rows);
   const MatrixView<T> local = d_normed.row_range(rows.begin, rows.size());
   reduce_tokens(context, d_normed, local);
-  accumulate_rms_norm_backward<T>(context.stream.cpu(), context.arena, input, vector_value(weight), rstd, local,
-                                  d_residual, parameters_->gradient(weight).flat());
+  accumulate_rms_norm_backward<T>(context.stream, context.arena, input, vector_value(weight), rstd, local, d_residual,
+                                  parameters_->gradient(weight).flat());
 }
 
 template <class T>
 void DecoderLayer<T>::sum_kv_gradients(const Context& context, Communicator& kv_group, MatrixView<T> d_qkv) const {
-  const CpuStream& stream = context.stream.cpu();
+  const Stream& stream = context.stream;
   const Arena::Scope scope(context.arena);
   const std::int64_t first = shape_.num_heads * shape_.head_dim;
   const MatrixView<T> d_kv = context.arena.matrix<T>(d_qkv.rows, 2 * kv_size(), "shared k and v");

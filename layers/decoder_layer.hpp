@@ -11,11 +11,13 @@
 
 namespace reprise {
 
-/// Where the tokens of a micro-batch stand in their documents.
+/// Where the tokens of a micro-batch stand in their documents. On the device, but for the offsets, by which the host
+/// cuts the work of attention.
 struct DocumentPositions {
-  VectorView<const std::int64_t> offsets;      ///< [documents + 1]
+  VectorView<const std::int64_t> offsets;      ///< [documents + 1], in host memory
   VectorView<const std::int32_t> rotary_rows;  ///< [tokens], the row of `rotary` for the token's position
   MatrixView<const float> rotary;              ///< RotaryEmbedding::table
+  VectorView<const std::int32_t> cache_rows;   ///< [tokens], the token's row in a LayerCache; empty without one
 
   [[nodiscard]] std::int64_t tokens() const { return rotary_rows.size; }
 };
@@ -24,7 +26,7 @@ struct DocumentPositions {
 template <class T>
 struct LayerCache {
   MatrixView<T> keys, values;
-  VectorView<const std::int64_t> lengths;  ///< [documents], the new tokens included
+  VectorView<const std::int64_t> lengths;  ///< [documents], the new tokens included; in host memory
   std::int64_t max_length = 0;
 };
 

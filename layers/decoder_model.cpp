@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <numeric>
 #include <optional>
 
 #include "core/elementwise.hpp"
 #include "core/error.hpp"
+#include "core/math.hpp"
 #include "core/random.hpp"
+#include "core/transfer.hpp"
 #include "layers/decoder_layer.hpp"
 #include "layers/rms_norm.hpp"
 #include "layers/rope.hpp"
@@ -34,20 +35,22 @@ struct DecoderModel<T>::Impl {
   [[nodiscard]] std::int64_t head_parameter() const { return head >= 0 ? head : embedding->parameter(); }
 };
 
-/// Views into the arena, and itself there: nothing is to be freed.
+/// Views into the arena, beside what the host needs again in backward.
 template <class T>
 struct DecoderModel<T>::Activations {
+  std::vector<std::int32_t> host_tokens;
+  std::vector<std::int64_t> host_offsets;
   VectorView<const std::int32_t> tokens;
   DocumentPositions documents;
-  VectorView<typename DecoderLayer<T>::Activations> layers;
+  std::vector<typename DecoderLayer<T>::Activations> layers;
   bool are_layers_kept = true;  // false: only the layers' inputs
   MatrixView<T> last_residual;  // [local tokens, hidden], the final norm's input
   VectorView<float> last_rstd;
 };
 
 template <class T>
-void DecoderModel<T>::ActivationsDeleter::operator()(Activations*) const {
-  static_assert(std::is_trivially_destructible_v<Activations>);
+void DecoderModel<T>::ActivationsDeleter::operator()(Activations* activations) const {
+  delete activations;
 }
 
 template <class T>
@@ -107,31 +110,77 @@ void check_batch(const TokenBatch& batch, std::int64_t vocab_size) {
   }
 }
 
-template <class V>
-VectorView<V> copy_to_arena(Arena& arena, VectorView<const V> from) {
-  const VectorView<V> to = arena.vector<V>(from.size, "micro-batch");
-  std::copy(from.begin(), from.end(), to.begin());
-  return to;
-}
-
-/// Positions count from `first[d]` in document d, or from 0 when `first` is empty. The rotary table has a row for every
-/// position up to the last, or one for every token where those are fewer, as when documents grow token by token.
-DocumentPositions locate(const CpuStream& stream, Arena& arena, const RotaryEmbedding& rotary,
-                         VectorView<const std::int64_t> offsets, std::int64_t tokens,
-                         VectorView<const std::int64_t> first) {
-  const VectorView<std::int32_t> positions = arena.vector<std::int32_t>(tokens, "positions");
-  std::int32_t end = 0;
-  for (std::int64_t d = 0; d + 1 < offsets.size; ++d) {
-    const std::int64_t begin = first.empty() ? 0 : first[d];
-    for (std::int64_t t = offsets[d]; t < offsets[d + 1]; ++t) {
-      positions[t] = static_cast<std::int32_t>(begin + t - offsets[d]);
-      end = std::max(end, positions[t] + 1);
+template <class T>
+std::vector<T> initial_values(const DecoderConfig& config, const ParameterSpec& spec, std::uint64_t seed) {
+  if (spec.is_vector) {
+    const bool is_norm = spec.name.ends_with("norm.weight");
+    return std::vector<T>(static_cast<std::size_t>(spec.size()), T(is_norm ? 1.0f : 0.0f));
+  }
+  const bool is_residual_output = spec.name.ends_with("o_proj.weight") || spec.name.ends_with("down_proj.weight");
+  const double residual_scale = 1.0 / std::sqrt(2.0 * static_cast<double>(config.num_layers));
+  const double deviation = 0.02 * (is_residual_output ? residual_scale : 1.0);
+  const bool has_vocabulary = spec.layer == "embedding" || spec.layer == "head";
+  const std::uint64_t key = hash_bytes(spec.name.data(), spec.name.size(), seed);
+  std::vector<T> values;
+  values.reserve(static_cast<std::size_t>(spec.size()));
+  for (std::int64_t row = spec.row_begin; row < spec.row_end; ++row) {
+    const bool is_padding = has_vocabulary && row >= config.vocab_size;
+    for (std::int64_t col = spec.col_begin; col < spec.col_end; ++col) {
+      const double normal =
+          is_padding ? 0.0 : random_normal(key, static_cast<std::uint64_t>(row), static_cast<std::uint64_t>(col));
+      values.push_back(T(static_cast<float>(deviation * normal)));
     }
   }
-  const VectorView<std::int32_t> numbers = arena.vector<std::int32_t>(std::min<std::int64_t>(end, tokens), "positions");
-  std::iota(numbers.begin(), numbers.end(), 0);
-  if (end <= tokens) return {offsets, positions, rotary.table(stream, arena, numbers)};
-  return {offsets, numbers, rotary.table(stream, arena, positions)};
+  return values;
+}
+
+/// A micro-batch on the device.
+struct PlacedTokens {
+  VectorView<const std::int32_t> tokens;
+  DocumentPositions documents;
+};
+
+/// Where documents go on in a cache: document d has first[d] tokens in rows that begin at d * max_length.
+struct CachePlace {
+  VectorView<const std::int64_t> first;
+  std::int64_t max_length = 0;
+};
+
+/// Copies the micro-batch to the device: one copy of all its numbers. Positions count from 0 in every document, or from
+/// cache.first. The rotary table has a row for every position up to the last, or one for every token where those are
+/// fewer, as when documents grow token by token.
+PlacedTokens place(const Context& context, const RotaryEmbedding& rotary, const TokenBatch& batch,
+                   const CachePlace& cache = {}) {
+  const std::int64_t tokens = batch.tokens.size;
+  const VectorView<const std::int64_t> offsets = batch.document_offsets;
+  std::vector<std::int32_t> numbers(batch.tokens.begin(), batch.tokens.end());
+  std::int32_t end = 0;
+  for (std::int64_t d = 0; d + 1 < offsets.size; ++d) {
+    const std::int64_t begin = cache.first.empty() ? 0 : cache.first[d];
+    for (std::int64_t t = offsets[d]; t < offsets[d + 1]; ++t) {
+      numbers.push_back(narrow<std::int32_t>(begin + t - offsets[d]));
+      end = std::max(end, numbers.back() + 1);
+    }
+  }
+  const std::int64_t count = std::min<std::int64_t>(end, tokens);
+  for (std::int32_t i = 0; i < count; ++i) numbers.push_back(i);
+  for (std::int64_t d = 0; d + 1 < offsets.size && !cache.first.empty(); ++d) {
+    for (std::int64_t t = offsets[d]; t < offsets[d + 1]; ++t) {
+      numbers.push_back(narrow<std::int32_t>(d * cache.max_length + cache.first[d] + t - offsets[d]));
+    }
+  }
+  const VectorView<std::int32_t> placed =
+      context.arena.vector<std::int32_t>(static_cast<std::int64_t>(numbers.size()), "micro-batch");
+  copy_to_device<std::int32_t>(context.stream, numbers, placed);
+  const VectorView<const std::int32_t> positions = placed.slice(tokens, tokens),
+                                       counting = placed.slice(2 * tokens, count);
+  const bool has_all_positions = end <= tokens;
+  PlacedTokens result{placed.slice(0, tokens), {}};
+  result.documents.offsets = offsets;
+  result.documents.rotary_rows = has_all_positions ? positions : counting;
+  result.documents.rotary = rotary.table(context.stream, context.arena, has_all_positions ? counting : positions);
+  if (!cache.first.empty()) result.documents.cache_rows = placed.slice(2 * tokens + count, tokens);
+  return result;
 }
 
 }  // namespace
@@ -176,13 +225,14 @@ MatrixView<T> DecoderModel<T>::forward(const Context& context, const TokenBatch&
   check_batch(batch, impl.config.vocab_size);
   REPRISE_CHECK((context.sequence_parallel && context.groups.tp_size() > 1) == impl.sequence_parallel,
                 "model and context differ in sequence_parallel");
-  activations.reset(std::construct_at(arena.vector<Activations>(1, "activations").data));
+  activations.reset(new Activations);
   Activations& a = *activations;
-  a.tokens = copy_to_arena(arena, batch.tokens);
-  a.documents = locate(context.stream.cpu(), arena, impl.rotary, copy_to_arena(arena, batch.document_offsets),
-                       batch.tokens.size, {});
-  a.layers = arena.vector<LayerActivations>(impl.config.num_layers, "activations");
-  std::uninitialized_default_construct(a.layers.begin(), a.layers.end());
+  a.host_tokens.assign(batch.tokens.begin(), batch.tokens.end());
+  a.host_offsets.assign(batch.document_offsets.begin(), batch.document_offsets.end());
+  const PlacedTokens placed = place(context, impl.rotary, {a.host_tokens, a.host_offsets});
+  a.tokens = placed.tokens;
+  a.documents = placed.documents;
+  a.layers.resize(impl.layers.size());
   a.are_layers_kept = recompute == Recompute::kNone;
 
   MatrixView<T> residual = impl.embedding->forward(context, a.tokens);
@@ -191,7 +241,7 @@ MatrixView<T> DecoderModel<T>::forward(const Context& context, const TokenBatch&
   MatrixView<T> branch, middle;
   for (std::int64_t i = 0; i < impl.config.num_layers; ++i) {
     const auto& layer = impl.layers[static_cast<std::size_t>(i)];
-    LayerActivations& kept = a.layers[i];
+    LayerActivations& kept = a.layers[static_cast<std::size_t>(i)];
     if (i > 0) kept.input = arena.matrix<T>(rows, cols, "layer input");
     if (i == 0 || a.are_layers_kept) middle = arena.matrix<T>(rows, cols, "residual");
     kept.middle = middle;
@@ -209,8 +259,8 @@ MatrixView<T> DecoderModel<T>::forward(const Context& context, const TokenBatch&
   a.last_residual = arena.matrix<T>(rows, cols, "last residual");
   a.last_rstd = arena.vector<float>(rows, "norm");
   const MatrixView<T> hidden = arena.matrix<T>(rows, cols, "hidden states");
-  add_rms_norm<T>(context.stream.cpu(), residual, branch, a.last_residual, impl.norm_weight(), impl.config.norm_eps,
-                  hidden, a.last_rstd);
+  add_rms_norm<T>(context.stream, residual, branch, a.last_residual, impl.norm_weight(), impl.config.norm_eps, hidden,
+                  a.last_rstd);
   return hidden;
 }
 
@@ -218,7 +268,7 @@ template <class T>
 void DecoderModel<T>::backward(const Context& context, const Activations& a, MatrixView<T> d_hidden,
                                const std::function<void(std::int64_t, std::int64_t)>& on_ready) const {
   const Impl& impl = *impl_;
-  const CpuStream& stream = context.stream.cpu();
+  const Stream& stream = context.stream;
   Arena& arena = context.arena;
   const Arena::Scope scope(arena);
   const std::int64_t rows = a.last_residual.rows, cols = a.last_residual.cols;
@@ -236,7 +286,7 @@ void DecoderModel<T>::backward(const Context& context, const Activations& a, Mat
   for (std::int64_t i = impl.config.num_layers - 1; i >= 0; --i) {
     const auto& layer = impl.layers[static_cast<std::size_t>(i)];
     const Arena::Scope layer_scope(arena);
-    auto layer_activations = a.layers[i];
+    auto layer_activations = a.layers[static_cast<std::size_t>(i)];
     if (!a.are_layers_kept) {
       layer_activations.middle = arena.matrix<T>(rows, cols, "residual");
       layer.recompute(context, a.documents, layer_activations);
@@ -244,7 +294,7 @@ void DecoderModel<T>::backward(const Context& context, const Activations& a, Mat
     layer.backward(context, a.documents, layer_activations, impl.kv_group.get(), d_residual);
     ready(layer.first_parameter(), layer.end_parameter());
   }
-  impl.embedding->backward(context, a.tokens, d_residual);
+  impl.embedding->backward(context, a.tokens, a.host_tokens, d_residual);
   ready(impl.embedding->parameter(), impl.embedding->parameter() + 1);
 }
 
@@ -268,27 +318,9 @@ const DecoderConfig& DecoderModel<T>::config() const {
 template <class T>
 void DecoderModel<T>::initialize(std::uint64_t seed) {
   ParameterSet<T>& parameters = *impl_->parameters;
-  const double residual_scale = 1.0 / std::sqrt(2.0 * static_cast<double>(impl_->config.num_layers));
   for (std::int64_t index = 0; index < parameters.count(); ++index) {
-    const ParameterSpec& spec = parameters.spec(index);
-    const MatrixView<T> value = parameters.value(index);
-    if (spec.is_vector) {
-      const bool is_norm = spec.name.ends_with("norm.weight");
-      std::fill(value.flat().begin(), value.flat().end(), T(is_norm ? 1.0f : 0.0f));
-      continue;
-    }
-    const bool is_residual_output = spec.name.ends_with("o_proj.weight") || spec.name.ends_with("down_proj.weight");
-    const double deviation = 0.02 * (is_residual_output ? residual_scale : 1.0);
-    const bool has_vocabulary = spec.layer == "embedding" || spec.layer == "head";
-    const std::uint64_t key = hash_bytes(spec.name.data(), spec.name.size(), seed);
-    for (std::int64_t row = spec.row_begin; row < spec.row_end; ++row) {
-      const bool is_padding = has_vocabulary && row >= impl_->config.vocab_size;
-      for (std::int64_t col = spec.col_begin; col < spec.col_end; ++col) {
-        const double normal =
-            is_padding ? 0.0 : random_normal(key, static_cast<std::uint64_t>(row), static_cast<std::uint64_t>(col));
-        value(row - spec.row_begin, col - spec.col_begin) = T(static_cast<float>(deviation * normal));
-      }
-    }
+    const std::vector<T> values = initial_values<T>(impl_->config, parameters.spec(index), seed);
+    copy_to_device<T>(parameters.stream(), values, parameters.value(index).flat());
   }
 }
 
@@ -300,8 +332,8 @@ auto DecoderModel<T>::make_cache(std::int64_t documents, std::int64_t max_length
   cache->lengths.assign(static_cast<std::size_t>(documents), 0);
   for (const auto& layer : impl_->layers) {
     const std::int64_t size = documents * max_length * layer.kv_size();
-    cache->keys.emplace_back(Stream(CpuStream{}), size, "cached keys");
-    cache->values.emplace_back(Stream(CpuStream{}), size, "cached values");
+    cache->keys.emplace_back(impl_->parameters->stream(), size, "cached keys");
+    cache->values.emplace_back(impl_->parameters->stream(), size, "cached values");
   }
   return cache;
 }
@@ -322,10 +354,9 @@ MatrixView<T> DecoderModel<T>::decode(const Context& context, Cache& cache, cons
     require(length <= cache.max_length, ErrorKind::kUsage, "document {} has {} tokens where at most {} were asked for",
             d, length, cache.max_length);
   }
-  const DocumentPositions positions =
-      locate(context.stream.cpu(), arena, impl.rotary, offsets, batch.tokens.size, cache.lengths);
+  const PlacedTokens placed = place(context, impl.rotary, batch, {cache.lengths, cache.max_length});
   for (std::int64_t d = 0; d < documents; ++d) cache.lengths[static_cast<std::size_t>(d)] += fresh(d);
-  MatrixView<T> residual = impl.embedding->forward(context, batch.tokens);
+  MatrixView<T> residual = impl.embedding->forward(context, placed.tokens);
   const std::int64_t rows = residual.rows, cols = residual.cols;
   const MatrixView<T> hidden = arena.matrix<T>(rows, cols, "hidden states");
   const Arena::Scope scope(arena);
@@ -343,11 +374,11 @@ MatrixView<T> DecoderModel<T>::decode(const Context& context, Cache& cache, cons
                                     {cache.values[i].view(), cached, layer.kv_size()},
                                     cache.lengths,
                                     cache.max_length};
-    layer.forward(context, positions, residual, branch, scratch, mlp_output, &layer_cache);
+    layer.forward(context, placed.documents, residual, branch, scratch, mlp_output, &layer_cache);
     residual = middle;
     branch = mlp_output;
   }
-  add_rms_norm<T>(context.stream.cpu(), residual, branch, input, impl.norm_weight(), impl.config.norm_eps, hidden,
+  add_rms_norm<T>(context.stream, residual, branch, input, impl.norm_weight(), impl.config.norm_eps, hidden,
                   arena.vector<float>(rows));
   return hidden;
 }

@@ -13,7 +13,8 @@
 
 namespace reprise {
 
-/// One micro-batch of packed documents; the same on every rank of a tensor-parallel group. No padding tokens.
+/// One micro-batch of packed documents; the same on every rank of a tensor-parallel group. No padding tokens. In host
+/// memory; only read while `forward` or `decode` runs.
 struct TokenBatch {
   VectorView<const std::int32_t> tokens;            ///< [tokens] ids in [0, vocab_size)
   VectorView<const std::int64_t> document_offsets;  ///< [documents + 1]; attention and positions restart at each
@@ -40,13 +41,14 @@ class DecoderModel {
   DecoderModel(const DecoderModel&) = delete;
   DecoderModel& operator=(const DecoderModel&) = delete;
 
-  /// What backward needs; lives in the context's arena.
+  /// What backward needs; its arrays live in the context's arena.
   struct Activations;
   struct ActivationsDeleter {
     void operator()(Activations* activations) const;
   };
   using ActivationsPtr = std::unique_ptr<Activations, ActivationsDeleter>;
 
+  /// Copies tokens and positions to the device once; the host does not wait for results.
   /// hidden: the final norm's output, [tokens, hidden_size], or with sequence_parallel this rank's rows
   /// even_shard(tokens, tp_size, tp_rank) of it.
   [[nodiscard]] MatrixView<T> forward(const Context& context, const TokenBatch& batch, Recompute recompute,

@@ -1,36 +1,13 @@
 #include "layers/parallel_linear.hpp"
 
-#include <algorithm>
-
 #include "core/elementwise.hpp"
 #include "core/gemm.hpp"
-#include "core/simd_dispatch.hpp"
-#include "layers/column_sum.hpp"
-#include "layers/simd_storage.hpp"
+#include "core/transfer.hpp"
+#include "layers/bias.hpp"
 
 namespace reprise {
 
-REPRISE_SIMD_DECLARE(void add_bias_rows(const float* bias, float* y, std::int64_t rows, std::int64_t cols))
-REPRISE_SIMD_DECLARE(void add_bias_rows(const std::uint16_t* bias, std::uint16_t* y, std::int64_t rows,
-                                        std::int64_t cols))
-REPRISE_SIMD_DECLARE(void sum_bias_rows(const float* d_y, float* d_bias, std::int64_t rows, std::int64_t cols))
-REPRISE_SIMD_DECLARE(void sum_bias_rows(const std::uint16_t* d_y, float* d_bias, std::int64_t rows, std::int64_t cols))
-
 namespace {
-
-template <class T>
-void add_bias_to(const CpuStream& stream, VectorView<const T> bias, MatrixView<T> y) {
-  stream.parallel_for(y.rows, kColumnSumRows, [&](std::int64_t begin, std::int64_t end) {
-    REPRISE_SIMD_CALL(add_bias_rows, simd_pointer(bias.data), simd_pointer(y.row(begin).data), end - begin, y.cols);
-  });
-}
-
-template <class T>
-void accumulate_bias(const CpuStream& stream, Arena& arena, MatrixView<const T> d_y, VectorView<float> d_bias) {
-  accumulate_column_sum(stream, arena, d_y.rows, d_bias, [&](std::int64_t begin, std::int64_t end, float* partial) {
-    REPRISE_SIMD_CALL(sum_bias_rows, simd_pointer(d_y.row(begin).data), partial, end - begin, d_y.cols);
-  });
-}
 
 /// True when the blocks of these parameters follow each other without a gap.
 template <class T>
@@ -41,6 +18,30 @@ bool are_adjacent(const ParameterSet<T>& parameters, const std::vector<std::int6
     if (slots[here].begin + parameters.spec(indices[i]).size() != slots[next].begin) return false;
   }
   return true;
+}
+
+/// The values of these parameters, copied one behind the other.
+template <class T>
+void join(const Stream& stream, ParameterSet<T>& parameters, const std::vector<std::int64_t>& indices,
+          VectorView<T> joined) {
+  std::int64_t begin = 0;
+  for (const std::int64_t index : indices) {
+    const VectorView<const T> part = parameters.value(index).flat();
+    copy_on_device<T>(stream, part, joined.slice(begin, part.size));
+    begin += part.size;
+  }
+}
+
+/// Adds what stands one behind the other in `joined` to the gradients of these parameters.
+template <class T>
+void add_to_gradients(const Stream& stream, VectorView<const float> joined, ParameterSet<T>& parameters,
+                      const std::vector<std::int64_t>& indices) {
+  std::int64_t begin = 0;
+  for (const std::int64_t index : indices) {
+    const VectorView<float> gradient = parameters.gradient(index).flat();
+    add<float, float>(stream, joined.slice(begin, gradient.size), gradient);
+    begin += gradient.size;
+  }
 }
 
 }  // namespace
@@ -78,43 +79,35 @@ ColumnParallelLinear<T>::ColumnParallelLinear(ParameterSet<T>& parameters, const
 }
 
 template <class T>
-MatrixView<const T> ColumnParallelLinear<T>::weight(Arena& arena) const {
+MatrixView<const T> ColumnParallelLinear<T>::weight(const Stream& stream, Arena& arena) const {
   if (are_adjacent(*parameters_, weights_)) {
     return {parameters_->value(weights_.front()).data, out_features_, in_features_};
   }
   const MatrixView<T> joined = arena.matrix<T>(out_features_, in_features_, "joined weights");
-  T* to = joined.data;
-  for (const std::int64_t index : weights_) {
-    const VectorView<T> part = parameters_->value(index).flat();
-    to = std::copy(part.begin(), part.end(), to);
-  }
+  join(stream, *parameters_, weights_, joined.flat());
   return joined;
 }
 
 template <class T>
-void ColumnParallelLinear<T>::forward(const CpuStream& stream, Arena& arena, MatrixView<const T> x,
+void ColumnParallelLinear<T>::forward(const Stream& stream, Arena& arena, MatrixView<const T> x,
                                       MatrixView<T> y) const {
   const Arena::Scope scope(arena);
-  gemm<T, T>(stream, Transpose::kNo, Transpose::kYes, 1.0f, x, weight(arena), 0.0f, y);
+  gemm<T, T>(stream, Transpose::kNo, Transpose::kYes, 1.0f, x, weight(stream, arena), 0.0f, y);
   if (biases_.empty()) return;
   const VectorView<T> joined = arena.vector<T>(out_features_, "joined biases");
-  T* to = joined.data;
-  for (const std::int64_t index : biases_) {
-    const VectorView<T> part = parameters_->value(index).flat();
-    to = std::copy(part.begin(), part.end(), to);
-  }
-  add_bias_to<T>(stream, joined, y);
+  join(stream, *parameters_, biases_, joined);
+  reprise::add_bias<T>(stream, joined, y);
 }
 
 template <class T>
-void ColumnParallelLinear<T>::backward_input(const CpuStream& stream, Arena& arena, MatrixView<const T> d_y,
+void ColumnParallelLinear<T>::backward_input(const Stream& stream, Arena& arena, MatrixView<const T> d_y,
                                              MatrixView<T> d_x) const {
   const Arena::Scope scope(arena);
-  gemm<T, T>(stream, Transpose::kNo, Transpose::kNo, 1.0f, d_y, weight(arena), 0.0f, d_x);
+  gemm<T, T>(stream, Transpose::kNo, Transpose::kNo, 1.0f, d_y, weight(stream, arena), 0.0f, d_x);
 }
 
 template <class T>
-void ColumnParallelLinear<T>::backward_weight(const CpuStream& stream, Arena& arena, MatrixView<const T> d_y,
+void ColumnParallelLinear<T>::backward_weight(const Stream& stream, Arena& arena, MatrixView<const T> d_y,
                                               MatrixView<const T> x) const {
   const Arena::Scope scope(arena);
   if (are_adjacent(*parameters_, weights_)) {
@@ -123,23 +116,13 @@ void ColumnParallelLinear<T>::backward_weight(const CpuStream& stream, Arena& ar
   } else {
     const MatrixView<float> joined = arena.matrix<float>(out_features_, in_features_, "joined gradients");
     gemm<T, float>(stream, Transpose::kYes, Transpose::kNo, 1.0f, d_y, x, 0.0f, joined);
-    std::int64_t begin = 0;
-    for (const std::int64_t index : weights_) {
-      const VectorView<float> gradient = parameters_->gradient(index).flat();
-      add<float, float>(stream, joined.flat().slice(begin, gradient.size), gradient);
-      begin += gradient.size;
-    }
+    add_to_gradients(stream, joined.flat(), *parameters_, weights_);
   }
   if (biases_.empty()) return;
   const VectorView<float> sums = arena.vector<float>(out_features_, "bias gradients");
-  std::fill(sums.begin(), sums.end(), 0.0f);
-  accumulate_bias(stream, arena, d_y, sums);
-  std::int64_t begin = 0;
-  for (const std::int64_t index : biases_) {
-    const VectorView<float> gradient = parameters_->gradient(index).flat();
-    for (std::int64_t i = 0; i < gradient.size; ++i) gradient[i] += sums[begin + i];
-    begin += gradient.size;
-  }
+  zero(stream, sums);
+  accumulate_bias_gradient<T>(stream, arena, d_y, sums);
+  add_to_gradients(stream, sums, *parameters_, biases_);
 }
 
 template <class T>
@@ -167,25 +150,25 @@ RowParallelLinear<T>::RowParallelLinear(ParameterSet<T>& parameters, const std::
 }
 
 template <class T>
-void RowParallelLinear<T>::forward(const CpuStream& stream, MatrixView<const T> x, MatrixView<T> y) const {
+void RowParallelLinear<T>::forward(const Stream& stream, MatrixView<const T> x, MatrixView<T> y) const {
   gemm<T, T>(stream, Transpose::kNo, Transpose::kYes, 1.0f, x, parameters_->value(weight_), 0.0f, y);
 }
 
 template <class T>
-void RowParallelLinear<T>::add_bias(const CpuStream& stream, MatrixView<T> y) const {
-  if (bias_ >= 0) add_bias_to<T>(stream, parameters_->value(bias_).flat(), y);
+void RowParallelLinear<T>::add_bias(const Stream& stream, MatrixView<T> y) const {
+  if (bias_ >= 0) reprise::add_bias<T>(stream, parameters_->value(bias_).flat(), y);
 }
 
 template <class T>
-void RowParallelLinear<T>::backward(const CpuStream& stream, MatrixView<const T> d_y, MatrixView<const T> x,
+void RowParallelLinear<T>::backward(const Stream& stream, MatrixView<const T> d_y, MatrixView<const T> x,
                                     MatrixView<T> d_x) const {
   gemm<T, float>(stream, Transpose::kYes, Transpose::kNo, 1.0f, d_y, x, 1.0f, parameters_->gradient(weight_));
   gemm<T, T>(stream, Transpose::kNo, Transpose::kNo, 1.0f, d_y, parameters_->value(weight_), 0.0f, d_x);
 }
 
 template <class T>
-void RowParallelLinear<T>::backward_bias(const CpuStream& stream, Arena& arena, MatrixView<const T> d_y) const {
-  if (bias_ >= 0) accumulate_bias(stream, arena, d_y, parameters_->gradient(bias_).flat());
+void RowParallelLinear<T>::backward_bias(const Stream& stream, Arena& arena, MatrixView<const T> d_y) const {
+  if (bias_ >= 0) accumulate_bias_gradient<T>(stream, arena, d_y, parameters_->gradient(bias_).flat());
 }
 
 template class ColumnParallelLinear<float>;

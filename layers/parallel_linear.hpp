@@ -32,14 +32,14 @@ class ColumnParallelLinear {
   [[nodiscard]] std::int64_t out_features() const { return out_features_; }  ///< of this rank
 
   /// x [tokens, in], y [tokens, out], overwritten.
-  void forward(const CpuStream& stream, Arena& arena, MatrixView<const T> x, MatrixView<T> y) const;
+  void forward(const Stream& stream, Arena& arena, MatrixView<const T> x, MatrixView<T> y) const;
   /// d_x = d_y W: this rank's part of the sum over tp.
-  void backward_input(const CpuStream& stream, Arena& arena, MatrixView<const T> d_y, MatrixView<T> d_x) const;
+  void backward_input(const Stream& stream, Arena& arena, MatrixView<const T> d_y, MatrixView<T> d_x) const;
   /// d_W += d_y^T x, d_b += sum over tokens of d_y.
-  void backward_weight(const CpuStream& stream, Arena& arena, MatrixView<const T> d_y, MatrixView<const T> x) const;
+  void backward_weight(const Stream& stream, Arena& arena, MatrixView<const T> d_y, MatrixView<const T> x) const;
 
  private:
-  [[nodiscard]] MatrixView<const T> weight(Arena& arena) const;
+  [[nodiscard]] MatrixView<const T> weight(const Stream& stream, Arena& arena) const;
 
   ParameterSet<T>* parameters_;
   std::vector<std::int64_t> weights_, biases_;  // parameter indices
@@ -58,13 +58,13 @@ class RowParallelLinear {
                     bool counts_replicas, bool sum_bias_over_tp);
 
   /// x [tokens, in], y [tokens, out]: this rank's part of the sum over tp, without bias.
-  void forward(const CpuStream& stream, MatrixView<const T> x, MatrixView<T> y) const;
+  void forward(const Stream& stream, MatrixView<const T> x, MatrixView<T> y) const;
   /// y += bias on every row; nothing without a bias.
-  void add_bias(const CpuStream& stream, MatrixView<T> y) const;
+  void add_bias(const Stream& stream, MatrixView<T> y) const;
   /// d_x = d_y W, d_W += d_y^T x.
-  void backward(const CpuStream& stream, MatrixView<const T> d_y, MatrixView<const T> x, MatrixView<T> d_x) const;
+  void backward(const Stream& stream, MatrixView<const T> d_y, MatrixView<const T> x, MatrixView<T> d_x) const;
   /// d_b += sum over rows of d_y, which is given without the rows of other ranks.
-  void backward_bias(const CpuStream& stream, Arena& arena, MatrixView<const T> d_y) const;
+  void backward_bias(const Stream& stream, Arena& arena, MatrixView<const T> d_y) const;
 
  private:
   ParameterSet<T>* parameters_;

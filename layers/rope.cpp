@@ -39,20 +39,28 @@ RotaryEmbedding::RotaryEmbedding(const DecoderConfig& config) {
   }
 }
 
-MatrixView<float> RotaryEmbedding::table(const CpuStream& stream, Arena& arena,
+MatrixView<float> RotaryEmbedding::table(const Stream& stream, Arena& arena,
                                          VectorView<const std::int32_t> positions) const {
-  const auto half = static_cast<std::int64_t>(frequencies_.size());
-  const MatrixView<float> table = arena.matrix<float>(positions.size, 2 * half, "rotary table");
+  const auto head_dim = static_cast<std::int64_t>(2 * frequencies_.size());
+  const MatrixView<float> table = arena.matrix<float>(positions.size, head_dim, "rotary table");
+  rotary_table(stream, frequencies_, positions, table);
+  return table;
+}
+
+void rotary_table(const CpuStream& stream, VectorView<const float> frequencies,
+                  VectorView<const std::int32_t> positions, MatrixView<float> table) {
+  const std::int64_t half = frequencies.size;
+  REPRISE_CHECK(table.rows == positions.size && table.cols == 2 * half,
+                "table [{}, {}] of {} positions, {} frequencies", table.rows, table.cols, positions.size, half);
   stream.parallel_for(positions.size, 64, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t p = begin; p < end; ++p) {
       for (std::int64_t i = 0; i < half; ++i) {
-        const float angle = static_cast<float>(positions[p]) * frequencies_[static_cast<std::size_t>(i)];
+        const float angle = static_cast<float>(positions[p]) * frequencies[i];
         table(p, i) = static_cast<float>(std::cos(static_cast<double>(angle)));
         table(p, i + half) = static_cast<float>(std::sin(static_cast<double>(angle)));
       }
     }
   });
-  return table;
 }
 
 template <class T>

@@ -1,5 +1,7 @@
 #include "layers/token_shards.hpp"
 
+#include <vector>
+
 namespace reprise {
 
 namespace {
@@ -9,10 +11,10 @@ bool is_sharded(const Context& context) {
 }
 
 /// Elements of every rank's rows.
-VectorView<std::int64_t> row_counts(const Context& context, std::int64_t tokens, std::int64_t cols) {
+std::vector<std::int64_t> row_counts(const Context& context, std::int64_t tokens, std::int64_t cols) {
   const int ranks = context.groups.tp_size();
-  const VectorView<std::int64_t> counts = context.arena.vector<std::int64_t>(ranks, "token counts");
-  for (int r = 0; r < ranks; ++r) counts[r] = even_shard(tokens, ranks, r).size() * cols;
+  std::vector<std::int64_t> counts;
+  for (int r = 0; r < ranks; ++r) counts.push_back(even_shard(tokens, ranks, r).size() * cols);
   return counts;
 }
 
@@ -27,9 +29,8 @@ template <class T>
 MatrixView<T> gather_tokens(const Context& context, MatrixView<T> local, std::int64_t tokens) {
   if (!is_sharded(context)) return local;
   const MatrixView<T> full = context.arena.matrix<T>(tokens, local.cols, "gathered tokens");
-  const Arena::Scope scope(context.arena);
-  const VectorView<std::int64_t> counts = row_counts(context, tokens, local.cols);
-  context.groups.tp->template all_gather<T>(context.stream, local.flat(), full.flat(), {counts.begin(), counts.end()});
+  context.groups.tp->template all_gather<T>(context.stream, local.flat(), full.flat(),
+                                            row_counts(context, tokens, local.cols));
   return full;
 }
 
@@ -45,10 +46,8 @@ void reduce_tokens(const Context& context, MatrixView<T> partial, MatrixView<T> 
     context.groups.tp->all_reduce(context.stream, partial.flat());
     return;
   }
-  const Arena::Scope scope(context.arena);
-  const VectorView<std::int64_t> counts = row_counts(context, partial.rows, partial.cols);
   context.groups.tp->template reduce_scatter<T>(context.stream, partial.flat(), output.flat(),
-                                                {counts.begin(), counts.end()});
+                                                row_counts(context, partial.rows, partial.cols));
 }
 
 #define REPRISE_INSTANTIATE(T)                                                           \

@@ -1,10 +1,21 @@
 #include "layers/vocab_parallel_embedding.hpp"
 
-#include <algorithm>
-
+#include "core/transfer.hpp"
+#include "layers/embedding_rows.hpp"
 #include "layers/token_shards.hpp"
 
 namespace reprise {
+
+namespace {
+
+template <class V>
+VectorView<V> copy_to_arena(const Context& context, VectorView<const V> host) {
+  const VectorView<V> values = context.arena.vector<V>(host.size, "embedding order");
+  copy_to_device<V>(context.stream, host, values);
+  return values;
+}
+
+}  // namespace
 
 template <class T>
 VocabParallelEmbedding<T>::VocabParallelEmbedding(ParameterSet<T>& parameters, const VocabPartition& vocab,
@@ -27,51 +38,20 @@ MatrixView<T> VocabParallelEmbedding<T>::forward(const Context& context, VectorV
   const MatrixView<T> output = context.arena.matrix<T>(rows, weight.cols, "embedded tokens");
   const Arena::Scope scope(context.arena);
   const MatrixView<T> partial = partial_tokens(context, output, tokens.size);
-  context.stream.cpu().parallel_for(tokens.size, 256, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      const VectorView<T> row = partial.row(t);
-      if (ids_.begin <= tokens[t] && tokens[t] < ids_.end) {
-        const VectorView<const T> from = weight.row(tokens[t] - ids_.begin);
-        std::copy(from.begin(), from.end(), row.begin());
-      } else {
-        std::fill(row.begin(), row.end(), T(0.0f));
-      }
-    }
-  });
+  lookup_rows<T>(context.stream, weight, ids_, tokens, partial);
   reduce_tokens(context, partial, output);
   return output;
 }
 
 template <class T>
 void VocabParallelEmbedding<T>::backward(const Context& context, VectorView<const std::int32_t> tokens,
-                                         MatrixView<T> d_output) const {
+                                         VectorView<const std::int32_t> host_tokens, MatrixView<T> d_output) const {
   const Arena::Scope scope(context.arena);
+  const EmbeddingRuns runs = EmbeddingRuns::make(host_tokens, ids_);
+  const VectorView<std::int32_t> order = copy_to_arena<std::int32_t>(context, runs.tokens);
+  const VectorView<std::int32_t> begins = copy_to_arena<std::int32_t>(context, runs.begins);
   const MatrixView<T> gradient = gather_tokens(context, d_output, tokens.size);
-  // (id, token) pairs of our rows in one sortable number each; a run of one id is summed by one thread in token order.
-  const VectorView<std::uint64_t> keys = context.arena.vector<std::uint64_t>(tokens.size, "embedding order");
-  std::int64_t count = 0;
-  for (std::int64_t t = 0; t < tokens.size; ++t) {
-    if (tokens[t] < ids_.begin || tokens[t] >= ids_.end) continue;
-    keys[count++] = (static_cast<std::uint64_t>(tokens[t]) << 32) | static_cast<std::uint64_t>(t);
-  }
-  std::sort(keys.begin(), keys.begin() + count);
-  const VectorView<std::int64_t> runs = context.arena.vector<std::int64_t>(count + 1, "embedding runs");
-  std::int64_t run_count = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (i == 0 || (keys[i] >> 32) != (keys[i - 1] >> 32)) runs[run_count++] = i;
-  }
-  runs[run_count] = count;
-
-  const MatrixView<float> d_weight = parameters_->gradient(weight_);
-  context.stream.cpu().parallel_for(run_count, 16, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t run = begin; run < end; ++run) {
-      float* row = d_weight.row(static_cast<std::int64_t>(keys[runs[run]] >> 32) - ids_.begin).data;
-      for (std::int64_t i = runs[run]; i < runs[run + 1]; ++i) {
-        const T* from = gradient.row(static_cast<std::int64_t>(keys[i] & 0xffffffffu)).data;
-        for (std::int64_t c = 0; c < d_weight.cols; ++c) row[c] += static_cast<float>(from[c]);
-      }
-    }
-  });
+  accumulate_rows<T>(context.stream, gradient, tokens, order, begins, ids_.begin, parameters_->gradient(weight_));
 }
 
 template class VocabParallelEmbedding<float>;

@@ -19,10 +19,12 @@ class VocabParallelEmbedding {
   VocabParallelEmbedding(ParameterSet<T>& parameters, const VocabPartition& vocab, std::int64_t hidden_size,
                          int tp_rank);
 
-  /// This rank's rows (all, or its shard of tokens) of the embedded tokens, in the arena.
+  /// This rank's rows (all, or its shard of tokens) of the embedded tokens, in the arena. `tokens` lie on the device.
   [[nodiscard]] MatrixView<T> forward(const Context& context, VectorView<const std::int32_t> tokens) const;
   /// d_weight[id] += sum of d_output over the tokens with that id, in token order. d_output: this rank's rows.
-  void backward(const Context& context, VectorView<const std::int32_t> tokens, MatrixView<T> d_output) const;
+  /// `host_tokens` are the same in host memory, where they are sorted.
+  void backward(const Context& context, VectorView<const std::int32_t> tokens,
+                VectorView<const std::int32_t> host_tokens, MatrixView<T> d_output) const;
 
   [[nodiscard]] std::int64_t parameter() const { return weight_; }
 

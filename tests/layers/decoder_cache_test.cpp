@@ -35,10 +35,9 @@ Table decode_in_pieces(RankModel<T>& rank, const Documents& documents,
     rank.arena.reset();
     const MatrixView<T> output = rank.model.decode(rank.context, *cache, fresh.batch());
     EXPECT_EQ(output.rows, fresh.size());
+    const Table piece_rows = table_of(rank.stream, output);
     for (std::int64_t r = 0; r < output.rows; ++r) {
-      for (std::int64_t c = 0; c < output.cols; ++c) {
-        hidden(rows[static_cast<std::size_t>(r)], c) = static_cast<double>(static_cast<float>(output(r, c)));
-      }
+      for (std::int64_t c = 0; c < output.cols; ++c) hidden(rows[static_cast<std::size_t>(r)], c) = piece_rows(r, c);
     }
   }
   return hidden;
@@ -52,7 +51,7 @@ TEST(DecoderCache, PieceByPieceEqualsForward) {
     const Table want = DecoderOracle(config, weights).forward(documents.tokens, documents.offsets);
     for (const int tp : {1, 2, 4}) {
       SCOPED_TRACE(testing::Message() << family << " tp " << tp);
-      run_ranks(tp, [&](Communicator& world) {
+      run_device_ranks(tp, [&](Communicator& world) {
         RankModel<float> rank(world, config, tp, false, weights);
         const Table got =
             decode_in_pieces(rank, documents, {{10, 3, 37}, {1, 1, 1}, {0, 1, 0}, {1, 0, 1}, {0, 0, 0}, {0, 2, 1}});
@@ -66,22 +65,18 @@ TEST(DecoderCache, BFloat16) {
   const DecoderConfig config = config_of("llama");
   const Tables weights = random_weights(config);
   const Documents documents = random_documents(config, {9, 4});
-  run_ranks(2, [&](Communicator& world) {
+  run_device_ranks(2, [&](Communicator& world) {
     RankModel<BFloat16> rank(world, config, 2, false, weights);
     DecoderModel<BFloat16>::ActivationsPtr activations;
-    const MatrixView<BFloat16> hidden =
-        rank.model.forward(rank.context, documents.batch(), Recompute::kNone, activations);
-    Table want(hidden.rows, hidden.cols);
-    for (std::int64_t i = 0; i < hidden.size(); ++i) {
-      want.data[static_cast<std::size_t>(i)] = static_cast<double>(static_cast<float>(hidden.data[i]));
-    }
+    const Table want =
+        table_of(rank.stream, rank.model.forward(rank.context, documents.batch(), Recompute::kNone, activations));
     EXPECT_LT(relative_difference(decode_in_pieces(rank, documents, {{6, 1}, {1, 1}, {2, 2}}), want), 0.1);
   });
 }
 
 TEST(DecoderCache, ADocumentThatOutgrowsItIsRefused) {
   const DecoderConfig config = config_of("llama");
-  run_ranks(1, [&](Communicator& world) {
+  run_device_ranks(1, [&](Communicator& world) {
     RankModel<float> rank(world, config, 1, false, {});
     rank.model.initialize(1);
     const auto cache = rank.model.make_cache(2, 5);

@@ -8,20 +8,9 @@
 namespace reprise {
 namespace {
 
-/// Every family with everything that it may have.
-DecoderConfig config_of(const std::string& family) {
-  DecoderConfig config = tiny_decoder_config();
-  config.model_type = family;
-  config.qkv_bias = family != "qwen3";
-  config.attention_out_bias = config.mlp_bias = family == "llama";
-  config.qk_norm = family == "qwen3";
-  if (family == "llama") config.rope_scaling = {8.0, 1.0, 4.0, 32};
-  return config;
-}
-
 /// 24 heads of 4, so that every tensor size of the tests divides them.
 DecoderConfig wide_config(const std::string& family, std::int64_t kv_heads) {
-  DecoderConfig config = config_of(family);
+  DecoderConfig config = family_config(family);
   config.num_heads = 24;
   config.num_kv_heads = kv_heads;
   config.head_dim = 4;
@@ -31,7 +20,7 @@ DecoderConfig wide_config(const std::string& family, std::int64_t kv_heads) {
 TEST(DecoderModel, EqualsTheOracle) {
   for (const char* family : {"llama", "qwen2", "qwen3"}) {
     SCOPED_TRACE(family);
-    const DecoderConfig config = config_of(family);
+    const DecoderConfig config = family_config(family);
     const Tables weights = random_weights(config);
     const Documents documents = random_documents(config, {11, 1, 5, 70});
     const Table d_hidden = random_table(documents.size(), config.hidden_size, 1.0, 9);
@@ -52,7 +41,8 @@ TEST(DecoderModel, ShardingChangesNothing) {
       const ModelResult want = run_oracle(config, weights, documents, d_hidden);
       for (const int tp : {1, 2, 3, 4, 8}) {
         for (const bool sequence_parallel : {false, true}) {
-          if (kv_heads == 2 && tp == 3) continue;  // refused, see below
+          if (kv_heads == 2 && tp == 3) continue;                          // refused, see below
+          if (!test_stream().is_cpu() && tp % 2 == 0 && tp < 8) continue;  // what more sizes prove, the CPU proves
           SCOPED_TRACE(fmt::format("{} kv_heads {} tp {} sp {}", family, kv_heads, tp, sequence_parallel));
           expect_close(run_model<float>(config, weights, documents, d_hidden, {tp, sequence_parallel}), want, 1e-4);
         }
@@ -61,40 +51,8 @@ TEST(DecoderModel, ShardingChangesNothing) {
   }
 }
 
-/// <gradient, direction> against a central difference of sum(hidden * d_hidden), one random direction per parameter.
-TEST(DecoderModel, GradientsAreThoseOfFiniteDifferences) {
-  for (const char* family : {"llama", "qwen3"}) {
-    DecoderConfig config = config_of(family);
-    config.num_layers = 1;
-    const Tables weights = random_weights(config);
-    const Documents documents = random_documents(config, {9, 4});
-    const Table d_hidden = random_table(documents.size(), config.hidden_size, 1.0, 9);
-    const ModelResult result = run_model<float>(config, weights, documents, d_hidden, {.tp = 2});
-    const auto loss_at = [&](const std::string& name, const Table& direction, double step) {
-      Tables moved = weights;
-      for (std::size_t i = 0; i < direction.data.size(); ++i) moved[name].data[i] += step * direction.data[i];
-      const Table hidden = run_model<float>(config, moved, documents, d_hidden, {.tp = 2}).hidden;
-      double loss = 0.0;
-      for (std::size_t i = 0; i < hidden.data.size(); ++i) loss += hidden.data[i] * d_hidden.data[i];
-      return loss;
-    };
-    std::uint64_t seed = 20;
-    for (const auto& [name, gradient] : result.gradients) {
-      const Table direction = random_table(gradient.rows, gradient.cols, 1.0, ++seed);
-      constexpr double kStep = 2e-3;
-      const double slope = (loss_at(name, direction, kStep) - loss_at(name, direction, -kStep)) / (2.0 * kStep);
-      double expected = 0.0, length = 0.0;
-      for (std::size_t i = 0; i < gradient.data.size(); ++i) {
-        expected += gradient.data[i] * direction.data[i];
-        length += gradient.data[i] * gradient.data[i];
-      }
-      EXPECT_NEAR(slope, expected, 0.01 * std::sqrt(length) + 0.01) << family << " " << name;
-    }
-  }
-}
-
 TEST(DecoderModel, PackedDocumentsEqualSeparateOnes) {
-  const DecoderConfig config = config_of("qwen2");
+  const DecoderConfig config = family_config("qwen2");
   const Tables weights = random_weights(config);
   const std::vector<std::int64_t> lengths = {13, 1, 67};
   const Documents packed = random_documents(config, lengths);
@@ -130,12 +88,12 @@ void expect_same_bits(const ModelResult& a, const ModelResult& b) {
 template <class T>
 void expect_recomputation_changes_no_bit() {
   for (const char* family : {"llama", "qwen3"}) {
-    const DecoderConfig config = config_of(family);
+    const DecoderConfig config = family_config(family);
     const Tables weights = random_weights(config);
-    const Documents documents = random_documents(config, {40, 3, 30});
+    const Documents documents = random_documents(config, {20, 3, 10});
     const Table d_hidden = random_table(documents.size(), config.hidden_size, 1.0, 9);
     for (const bool sequence_parallel : {false, true}) {
-      RunOptions options{.tp = 4, .sequence_parallel = sequence_parallel};
+      RunOptions options{.tp = 2, .sequence_parallel = sequence_parallel};
       const ModelResult kept = run_model<T>(config, weights, documents, d_hidden, options);
       options.recompute = Recompute::kLayer;
       expect_same_bits(run_model<T>(config, weights, documents, d_hidden, options), kept);
@@ -149,7 +107,7 @@ TEST(DecoderModel, RecomputationChangesNoBit) {
 }
 
 TEST(DecoderModel, ThreadsAndRepetitionChangeNoBit) {
-  const DecoderConfig config = config_of("llama");
+  const DecoderConfig config = family_config("llama");
   const Tables weights = random_weights(config);
   const Documents documents = random_documents(config, {100, 60, 90});
   const Table d_hidden = random_table(documents.size(), config.hidden_size, 1.0, 9);
@@ -160,7 +118,7 @@ TEST(DecoderModel, ThreadsAndRepetitionChangeNoBit) {
 
 TEST(DecoderModel, BFloat16StaysWithinBoundsOfFloat32) {
   for (const char* family : {"llama", "qwen3"}) {
-    const DecoderConfig config = config_of(family);
+    const DecoderConfig config = family_config(family);
     Tables weights = random_weights(config);
     for (auto& [name, table] : weights) {
       for (double& x : table.data) x = static_cast<double>(static_cast<float>(BFloat16(static_cast<float>(x))));
@@ -180,7 +138,7 @@ TEST(DecoderModel, BFloat16StaysWithinBoundsOfFloat32) {
 }
 
 TEST(DecoderModel, NoTokensAndOneToken) {
-  const DecoderConfig config = config_of("llama");
+  const DecoderConfig config = family_config("llama");
   const Tables weights = random_weights(config);
   for (const bool sequence_parallel : {false, true}) {
     for (const Recompute recompute : {Recompute::kNone, Recompute::kLayer}) {
@@ -200,7 +158,7 @@ TEST(DecoderModel, NoTokensAndOneToken) {
 }
 
 TEST(DecoderModel, MicroBatchesAccumulate) {
-  const DecoderConfig config = config_of("llama");
+  const DecoderConfig config = family_config("llama");
   const Tables weights = random_weights(config);
   const Documents first = random_documents(config, {20}, 1), second = random_documents(config, {7, 9}, 2);
   const Table d_first = random_table(20, config.hidden_size, 1.0, 5),
@@ -209,7 +167,7 @@ TEST(DecoderModel, MicroBatchesAccumulate) {
   for (const auto& [name, gradient] : run_oracle(config, weights, second, d_second).gradients) {
     for (std::size_t i = 0; i < gradient.data.size(); ++i) want.gradients[name].data[i] += gradient.data[i];
   }
-  run_ranks(1, [&](Communicator& world) {
+  run_device_ranks(1, [&](Communicator& world) {
     RankModel<float> rank(world, config, 1, false, weights);
     for (const auto& [documents, d_hidden] : {std::pair(&first, &d_first), std::pair(&second, &d_second)}) {
       typename DecoderModel<float>::ActivationsPtr activations;
@@ -218,7 +176,7 @@ TEST(DecoderModel, MicroBatchesAccumulate) {
     }
     ModelResult got;
     Tables seen;
-    collect_rank<float>(rank, {nullptr, 0, config.hidden_size}, 0, got, seen);
+    collect_rank<float>(rank, Table(0, config.hidden_size), 0, got, seen);
     for (const auto& [name, gradient] : want.gradients) {
       EXPECT_LT(relative_difference(got.gradients.at(name), gradient), 1e-4) << name;
     }
@@ -227,12 +185,12 @@ TEST(DecoderModel, MicroBatchesAccumulate) {
 
 TEST(DecoderModel, ReportsGradientsOnceWhenTheyAreFinal) {
   for (const bool is_tied : {false, true}) {
-    DecoderConfig config = config_of("llama");
+    DecoderConfig config = family_config("llama");
     config.tie_word_embeddings = is_tied;
     const Tables weights = random_weights(config);
     const Documents documents = random_documents(config, {12, 5});
     const Table d_hidden = random_table(documents.size(), config.hidden_size, 1.0, 9);
-    run_ranks(2, [&](Communicator& world) {
+    run_device_ranks(2, [&](Communicator& world) {
       RankModel<float> rank(world, config, 2, true, weights);
       typename DecoderModel<float>::ActivationsPtr activations;
       (void)rank.model.forward(rank.context, documents.batch(), Recompute::kLayer, activations);
@@ -242,27 +200,26 @@ TEST(DecoderModel, ReportsGradientsOnceWhenTheyAreFinal) {
                           [&](std::int64_t begin, std::int64_t end) {
                             for (std::int64_t i = begin; i < end; ++i) {
                               EXPECT_FALSE(reported.contains(i)) << rank.parameters.spec(i).name;
-                              const VectorView<float> gradient = rank.parameters.gradient(i).flat();
-                              reported[i].assign(gradient.begin(), gradient.end());
+                              reported[i] = to_host(rank.stream, rank.parameters.gradient(i).flat());
                             }
                             last = begin;
                           });
       EXPECT_EQ(static_cast<std::int64_t>(reported.size()), rank.parameters.count());
       EXPECT_EQ(rank.parameters.spec(last).name, "model.embed_tokens.weight");
       for (const auto& [index, values] : reported) {
-        const VectorView<float> gradient = rank.parameters.gradient(index).flat();
-        EXPECT_TRUE(std::equal(values.begin(), values.end(), gradient.begin())) << rank.parameters.spec(index).name;
+        EXPECT_EQ(values, to_host(rank.stream, rank.parameters.gradient(index).flat()))
+            << rank.parameters.spec(index).name;
       }
     });
   }
 }
 
 TEST(DecoderModel, NothingIsAllocatedAfterTheFirstStep) {
-  const DecoderConfig config = config_of("llama");
+  const DecoderConfig config = family_config("llama");
   const Tables weights = random_weights(config);
   const Documents documents = random_documents(config, {30, 50});
   const Table d_hidden = random_table(documents.size(), config.hidden_size, 1.0, 9);
-  run_ranks(1, [&](Communicator& world) {
+  run_device_ranks(1, [&](Communicator& world) {
     std::int64_t kept_bytes = 0;
     for (const Recompute recompute : {Recompute::kNone, Recompute::kLayer}) {
       RankModel<float> rank(world, config, 1, false, weights);

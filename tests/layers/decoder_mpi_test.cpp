@@ -7,7 +7,7 @@ namespace reprise {
 namespace {
 
 /// This rank's rows and blocks against the whole ones of the oracle.
-void expect_own_part(RankModel<float>& rank, MatrixView<const float> hidden, const ModelResult& want) {
+void expect_own_part(RankModel<float>& rank, const Table& hidden, const ModelResult& want) {
   const bool is_cut = rank.context.sequence_parallel && rank.groups.tp_size() > 1;
   const std::int64_t first =
       is_cut ? even_shard(want.hidden.rows, rank.groups.tp_size(), rank.groups.tp_rank()).begin : 0;
@@ -15,17 +15,15 @@ void expect_own_part(RankModel<float>& rank, MatrixView<const float> hidden, con
     EXPECT_NEAR(got, expected, 2e-4 * (1.0 + std::abs(expected))) << what;
   };
   for (std::int64_t r = 0; r < hidden.rows; ++r) {
-    for (std::int64_t c = 0; c < hidden.cols; ++c)
-      near(static_cast<double>(hidden(r, c)), want.hidden(first + r, c), "hidden");
+    for (std::int64_t c = 0; c < hidden.cols; ++c) near(hidden(r, c), want.hidden(first + r, c), "hidden");
   }
   for (std::int64_t i = 0; i < rank.parameters.count(); ++i) {
     const ParameterSpec& spec = rank.parameters.spec(i);
-    const MatrixView<float> gradient = rank.parameters.gradient(i);
-    if (spec.sum_over_tp) rank.groups.tp->all_reduce(rank.stream, gradient.flat());
+    if (spec.sum_over_tp) rank.groups.tp->all_reduce(rank.stream, rank.parameters.gradient(i).flat());
+    const Table gradient = table_of(rank.stream, rank.parameters.gradient(i));
     for (std::int64_t r = 0; r < spec.rows(); ++r) {
       for (std::int64_t c = 0; c < spec.cols(); ++c) {
-        near(static_cast<double>(gradient(r, c)), want.gradients.at(spec.name)(spec.row_begin + r, spec.col_begin + c),
-             spec.name);
+        near(gradient(r, c), want.gradients.at(spec.name)(spec.row_begin + r, spec.col_begin + c), spec.name);
       }
     }
   }
@@ -46,7 +44,8 @@ TEST(DecoderModelMpi, ShardingChangesNothing) {
       for (const Recompute recompute : {Recompute::kNone, Recompute::kLayer}) {
         RankModel<float> rank(world, config, world.size(), sequence_parallel, weights);
         DecoderModel<float>::ActivationsPtr activations;
-        const MatrixView<float> hidden = rank.model.forward(rank.context, documents.batch(), recompute, activations);
+        const Table hidden =
+            table_of(rank.stream, rank.model.forward(rank.context, documents.batch(), recompute, activations));
         rank.model.backward(rank.context, *activations, rank.local_rows(d_hidden));
         expect_own_part(rank, hidden, want);
       }

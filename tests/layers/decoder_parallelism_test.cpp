@@ -37,7 +37,7 @@ std::pair<Traffic, Traffic> measure(const DecoderConfig& config, int tp, bool se
   std::pair<Traffic, Traffic> result;
   const Documents documents = random_documents(config, {tokens});
   const Table d_hidden = random_table(tokens, config.hidden_size, 1.0, 9);
-  run_ranks(tp, [&](Communicator& world) {
+  run_device_ranks(tp, [&](Communicator& world) {
     RankModel<float> rank(world, config, tp, sequence_parallel, {});
     rank.model.initialize(1);
     rank.groups.tp->reset_counts();
@@ -77,7 +77,7 @@ TEST(DecoderParallelism, EveryElementIsCountedOnce) {
         for (const bool sequence_parallel : {false, true}) {
           std::map<std::string, std::int64_t> counted, whole;
           std::mutex mutex;
-          run_ranks(tp, [&](Communicator& world) {
+          run_device_ranks(tp, [&](Communicator& world) {
             const RankModel<float> rank(world, config, tp, sequence_parallel, {});
             const std::lock_guard lock(mutex);
             for (const ParameterSpec& spec : rank.parameters.specs()) {
@@ -105,7 +105,7 @@ TEST(DecoderParallelism, EveryElementIsCountedOnce) {
 TEST(DecoderParallelism, NamesAndShapesAreThoseOfHuggingFace) {
   for (const bool qk_norm : {false, true}) {
     const DecoderConfig config = config_with(8, 2, qk_norm);
-    run_ranks(1, [&](Communicator& world) {
+    run_device_ranks(1, [&](Communicator& world) {
       const RankModel<float> rank(world, config, 1, false, {});
       for (const ModelTensor& tensor : model_tensors(config)) {
         const std::int64_t index = rank.parameters.find(tensor.name);
@@ -136,7 +136,8 @@ TEST(DecoderParallelism, HeadsThatDoNotDivideAreRefused) {
   refused(odd, 4, {"intermediate_size = 50", "legal: 1, 2"});
   // Every rank of a group says the same, before any communication.
   expect_error(ErrorKind::kUsage, {"parallel.tensor = 3"}, [&] {
-    run_ranks(3, [&](Communicator& world) { const RankModel<float> rank(world, config_with(24, 2), 3, false, {}); });
+    run_device_ranks(
+        3, [&](Communicator& world) { const RankModel<float> rank(world, config_with(24, 2), 3, false, {}); });
   });
 }
 
@@ -155,7 +156,7 @@ TEST(DecoderParallelism, UnknownTokensAreRefusedOnEveryRank) {
   const DecoderConfig config = config_with(8, 2);
   for (const std::int32_t id : {-1, 96}) {
     expect_error(ErrorKind::kData, {std::to_string(id), "position 2", "[0, 96)"}, [&] {
-      run_ranks(2, [&](Communicator& world) {
+      run_device_ranks(2, [&](Communicator& world) {
         RankModel<float> rank(world, config, 2, false, {});
         const Documents documents{{3, 4, id, 5}, {0, 4}};
         DecoderModel<float>::ActivationsPtr activations;
@@ -171,7 +172,7 @@ TEST(DecoderParallelism, EveryShardingInitialisesTheSameModel) {
   const auto initial = [&](int tp) {
     Tables values;
     std::mutex mutex;
-    run_ranks(tp, [&](Communicator& world) {
+    run_device_ranks(tp, [&](Communicator& world) {
       RankModel<float> rank(world, config, tp, true, {});
       rank.model.initialize(7);
       const std::lock_guard lock(mutex);
@@ -179,9 +180,10 @@ TEST(DecoderParallelism, EveryShardingInitialisesTheSameModel) {
         const ParameterSpec& spec = rank.parameters.spec(i);
         Table& whole = values[spec.name];
         if (whole.rows == 0) whole = Table(spec.global_rows, spec.global_cols);
+        const Table block = table_of(rank.stream, rank.parameters.value(i));
         for (std::int64_t r = 0; r < spec.rows(); ++r) {
           for (std::int64_t c = 0; c < spec.cols(); ++c) {
-            whole(spec.row_begin + r, spec.col_begin + c) = static_cast<double>(rank.parameters.value(i)(r, c));
+            whole(spec.row_begin + r, spec.col_begin + c) = block(r, c);
           }
         }
       }
@@ -207,7 +209,7 @@ TEST(DecoderParallelism, EveryShardingInitialisesTheSameModel) {
 TEST(DecoderParallelism, TiedModelsShareTheHead) {
   DecoderConfig config = config_with(8, 2);
   config.tie_word_embeddings = true;
-  run_ranks(2, [&](Communicator& world) {
+  run_device_ranks(2, [&](Communicator& world) {
     RankModel<float> rank(world, config, 2, false, {});
     EXPECT_EQ(rank.parameters.find("lm_head.weight"), -1);
     EXPECT_EQ(rank.model.head_weight().data, rank.parameters.value(0).data);

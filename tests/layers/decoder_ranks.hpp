@@ -14,11 +14,22 @@
 #include "core/arena.hpp"
 #include "core/parameter.hpp"
 #include "layers/decoder_model.hpp"
-#include "parallel/thread_communicator.hpp"
 #include "tests/layers/decoder_oracle.hpp"
+#include "tests/support/device_ranks.hpp"
 #include "tests/support/make_model_folder.hpp"
 
 namespace reprise {
+
+/// Every family with everything that it may have.
+inline DecoderConfig family_config(const std::string& family) {
+  DecoderConfig config = tiny_decoder_config();
+  config.model_type = family;
+  config.qkv_bias = family != "qwen3";
+  config.attention_out_bias = config.mlp_bias = family == "llama";
+  config.qk_norm = family == "qwen3";
+  if (family == "llama") config.rope_scaling = {8.0, 1.0, 4.0, 32};
+  return config;
+}
 
 /// Tokens of several documents.
 struct Documents {
@@ -52,6 +63,40 @@ inline Table random_table(std::int64_t rows, std::int64_t cols, double deviation
   return table;
 }
 
+/// A table's numbers as stored in T.
+template <class T>
+std::vector<T> values_of(const Table& table) {
+  std::vector<T> values;
+  for (const double x : table.data) values.push_back(T(static_cast<float>(x)));
+  return values;
+}
+template <class T>
+Table table_of(const std::vector<T>& values, std::int64_t rows, std::int64_t cols) {
+  Table table(rows, cols);
+  for (std::size_t i = 0; i < values.size(); ++i) table.data[i] = static_cast<double>(static_cast<float>(values[i]));
+  return table;
+}
+/// What a matrix on the device holds; waits.
+template <class T>
+Table table_of(const Stream& stream, MatrixView<T> matrix) {
+  return table_of(to_host(stream, matrix.flat()), matrix.rows, matrix.cols);
+}
+
+/// Rows [first, first + rows) and columns from `first_col` of a table.
+inline Table block_of(const Table& table, std::int64_t first, std::int64_t rows, std::int64_t first_col,
+                      std::int64_t cols) {
+  Table block(rows, cols);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < cols; ++c) block(r, c) = table(first + r, first_col + c);
+  }
+  return block;
+}
+
+/// The stream of a rank: these threads on a CPU, else the calling thread's queue.
+inline Stream rank_stream(ThreadPool& pool) {
+  return test_stream().is_cpu() ? Stream(CpuStream{&pool}) : test_stream();
+}
+
 /// Weights that make every path matter: norms away from 1, biases away from 0.
 inline Tables random_weights(const DecoderConfig& config, std::uint64_t seed = 1) {
   Tables weights;
@@ -65,13 +110,13 @@ inline Tables random_weights(const DecoderConfig& config, std::uint64_t seed = 1
   return weights;
 }
 
-/// What one rank has: a model with its memory. `threads` of the stream.
+/// What one rank has: a model with its memory. `threads` of the stream on a CPU.
 template <class T>
 struct RankModel {
   RankModel(Communicator& world, const DecoderConfig& config, int tp, bool sequence_parallel, const Tables& weights,
             int threads = 1, std::int64_t bucket_elements = 1 << 20)
       : pool(threads),
-        stream(CpuStream{&pool}),
+        stream(rank_stream(pool)),
         arena(stream),
         groups(ProcessGroups::make(world, tp)),
         model(config, VocabPartition::even(config.vocab_size, config.vocab_size, tp), groups, parameters,
@@ -84,22 +129,19 @@ struct RankModel {
       const Table& from = weights.at(spec.name);
       EXPECT_EQ(from.rows, spec.global_rows);
       EXPECT_EQ(from.cols, spec.global_cols);
-      for (std::int64_t r = 0; r < spec.rows(); ++r) {
-        for (std::int64_t c = 0; c < spec.cols(); ++c) {
-          parameters.value(i)(r, c) = T(static_cast<float>(from(spec.row_begin + r, spec.col_begin + c)));
-        }
-      }
+      const std::vector<T> values =
+          values_of<T>(block_of(from, spec.row_begin, spec.rows(), spec.col_begin, spec.cols()));
+      copy_to_device<T>(stream, values, parameters.value(i).flat());
     }
   }
 
-  /// This rank's rows of a [tokens, hidden] table.
+  /// This rank's rows of a [tokens, hidden] table, in the arena.
   MatrixView<T> local_rows(const Table& table) {
     const bool is_cut = context.sequence_parallel && groups.tp_size() > 1;
     const Range rows = is_cut ? even_shard(table.rows, groups.tp_size(), groups.tp_rank()) : Range{0, table.rows};
     const MatrixView<T> local = arena.matrix<T>(rows.size(), table.cols);
-    for (std::int64_t r = 0; r < rows.size(); ++r) {
-      for (std::int64_t c = 0; c < table.cols; ++c) local(r, c) = T(static_cast<float>(table(rows.begin + r, c)));
-    }
+    const std::vector<T> values = values_of<T>(block_of(table, rows.begin, rows.size(), 0, table.cols));
+    copy_to_device<T>(stream, values, local.flat());
     return local;
   }
 
@@ -129,15 +171,14 @@ struct RunOptions {
 /// Adds what this rank has to the whole result, and checks that copies agree bit for bit. Gradients of sum_over_tp
 /// parameters add up; of the others each block is written, by copies alike.
 template <class T>
-void collect_rank(RankModel<T>& rank, MatrixView<const T> hidden, std::int64_t tokens, ModelResult& result,
-                  Tables& seen) {
+void collect_rank(RankModel<T>& rank, const Table& hidden, std::int64_t tokens, ModelResult& result, Tables& seen) {
   const bool is_cut = rank.context.sequence_parallel && rank.groups.tp_size() > 1;
   const Range rows = is_cut ? even_shard(tokens, rank.groups.tp_size(), rank.groups.tp_rank()) : Range{0, tokens};
   EXPECT_EQ(hidden.rows, rows.size());
   if (result.hidden.rows == 0) result.hidden = Table(tokens, hidden.cols);
   for (std::int64_t r = 0; r < rows.size(); ++r) {
     for (std::int64_t c = 0; c < hidden.cols; ++c) {
-      result.hidden(rows.begin + r, c) = static_cast<double>(static_cast<float>(hidden(r, c)));
+      result.hidden(rows.begin + r, c) = hidden(r, c);
     }
   }
   for (std::int64_t i = 0; i < rank.parameters.count(); ++i) {
@@ -145,9 +186,10 @@ void collect_rank(RankModel<T>& rank, MatrixView<const T> hidden, std::int64_t t
     Table& whole = result.gradients[spec.name];
     Table& marks = seen[spec.name];
     if (whole.rows == 0) whole = marks = Table(spec.global_rows, spec.global_cols);
+    const Table gradients = table_of(rank.stream, rank.parameters.gradient(i));
     for (std::int64_t r = 0; r < spec.rows(); ++r) {
       for (std::int64_t c = 0; c < spec.cols(); ++c) {
-        const auto gradient = static_cast<double>(rank.parameters.gradient(i)(r, c));
+        const double gradient = gradients(r, c);
         double& place = whole(spec.row_begin + r, spec.col_begin + c);
         double& mark = marks(spec.row_begin + r, spec.col_begin + c);
         if (spec.sum_over_tp) {
@@ -169,15 +211,15 @@ ModelResult run_model(const DecoderConfig& config, const Tables& weights, const 
   ModelResult result;
   Tables seen;
   std::mutex mutex;
-  run_ranks(options.tp, [&](Communicator& world) {
+  run_device_ranks(options.tp, [&](Communicator& world) {
     RankModel<T> rank(world, config, options.tp, options.sequence_parallel, weights, options.threads,
                       options.bucket_elements);
     typename DecoderModel<T>::ActivationsPtr activations;
     const MatrixView<T> hidden = rank.model.forward(rank.context, documents.batch(), options.recompute, activations);
-    std::vector<T> copy(hidden.flat().begin(), hidden.flat().end());
+    const Table copy = table_of(rank.stream, hidden);
     rank.model.backward(rank.context, *activations, rank.local_rows(d_hidden));
     const std::lock_guard lock(mutex);
-    collect_rank<T>(rank, {copy.data(), hidden.rows, hidden.cols}, documents.size(), result, seen);
+    collect_rank<T>(rank, copy, documents.size(), result, seen);
   });
   return result;
 }

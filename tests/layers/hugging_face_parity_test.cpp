@@ -42,29 +42,22 @@ void expect_parity(const std::filesystem::path& folder, int tp, bool sequence_pa
   const DecoderConfig config = read_decoder_config(folder);
   Table hidden(expected.hidden.rows, expected.hidden.cols), logits(expected.logits.rows, expected.logits.cols);
   std::mutex mutex;
-  run_ranks(tp, [&](Communicator& world) {
+  run_device_ranks(tp, [&](Communicator& world) {
     RankModel<T> rank(world, config, tp, sequence_parallel, {});
     load_hugging_face(folder, config.tie_word_embeddings, rank.parameters);
     typename DecoderModel<T>::ActivationsPtr activations;
-    const MatrixView<T> rows =
-        rank.model.forward(rank.context, expected.documents.batch(), Recompute::kNone, activations);
+    const Table rows = table_of(
+        rank.stream, rank.model.forward(rank.context, expected.documents.batch(), Recompute::kNone, activations));
     const Range tokens =
         rank.context.sequence_parallel ? even_shard(hidden.rows, tp, world.rank()) : Range{0, hidden.rows};
-    const MatrixView<const T> head = rank.model.head_weight();
+    const Table head = table_of(rank.stream, rank.model.head_weight());
     const std::lock_guard lock(mutex);
-    for (std::int64_t r = 0; r < rows.rows; ++r) {
-      for (std::int64_t c = 0; c < rows.cols; ++c) {
-        hidden(tokens.begin + r, c) = static_cast<double>(static_cast<float>(rows(r, c)));
-      }
-    }
+    std::copy(rows.data.begin(), rows.data.end(), hidden.data.begin() + tokens.begin * hidden.cols);
     if (rank.context.sequence_parallel) return;
     for (std::int64_t t = 0; t < rows.rows; ++t) {
       for (std::int64_t v = 0; v < head.rows; ++v) {
         double sum = 0.0;
-        for (std::int64_t c = 0; c < rows.cols; ++c) {
-          sum +=
-              static_cast<double>(static_cast<float>(rows(t, c))) * static_cast<double>(static_cast<float>(head(v, c)));
-        }
+        for (std::int64_t c = 0; c < rows.cols; ++c) sum += rows(t, c) * head(v, c);
         logits(t, rank.model.vocab().rows(world.rank()).begin + v) = sum;
       }
     }

@@ -5,28 +5,12 @@
 #include <cmath>
 #include <vector>
 
-#include "core/thread_pool.hpp"
 #include "tests/layers/decoder_ranks.hpp"
-#include "tests/layers/simd_levels.hpp"
 
 namespace reprise {
 namespace {
 
 constexpr float kEps = 1e-5f;
-
-template <class T>
-std::vector<T> values_of(const Table& table) {
-  std::vector<T> values;
-  for (const double x : table.data) values.push_back(T(static_cast<float>(x)));
-  return values;
-}
-
-template <class T>
-Table table_of(const std::vector<T>& values, std::int64_t rows, std::int64_t cols) {
-  Table table(rows, cols);
-  for (std::size_t i = 0; i < values.size(); ++i) table.data[i] = static_cast<double>(static_cast<float>(values[i]));
-  return table;
-}
 
 struct NormResult {
   Table y, d_x, d_weight;
@@ -53,77 +37,96 @@ NormResult naive(const Table& x, const Table& w, const Table& d_y) {
 
 /// y, d_x added to ones, d_weight added to ones.
 template <class T>
-NormResult run(const Table& x, const Table& w, const Table& d_y, int threads = 1) {
-  ThreadPool pool(threads);
-  const CpuStream stream{&pool};
-  Arena arena{Stream(stream)};
-  std::vector<T> in = values_of<T>(x), weight = values_of<T>(w), gradient = values_of<T>(d_y), y(in.size());
-  std::vector<T> d_x(in.size(), T(1.0f));
-  std::vector<float> rstd(static_cast<std::size_t>(x.rows)), d_weight(weight.size(), 1.0f);
-  rms_norm<T>(stream, {in.data(), x.rows, x.cols}, weight, kEps, {y.data(), x.rows, x.cols}, rstd);
-  accumulate_rms_norm_backward<T>(stream, arena, {in.data(), x.rows, x.cols}, weight, rstd,
-                                  {gradient.data(), x.rows, x.cols}, {d_x.data(), x.rows, x.cols}, d_weight);
-  NormResult r{table_of(y, x.rows, x.cols), table_of(d_x, x.rows, x.cols), table_of(d_weight, x.cols, 1)};
+NormResult run(const Stream& stream, const Table& x, const Table& w, const Table& d_y) {
+  const std::int64_t rows = x.rows, cols = x.cols;
+  Arena arena(stream);
+  const auto in = to_device(stream, values_of<T>(x)), weight = to_device(stream, values_of<T>(w)),
+             gradient = to_device(stream, values_of<T>(d_y));
+  auto y = to_device(stream, std::vector<T>(x.data.size())),
+       d_x = to_device(stream, std::vector<T>(x.data.size(), T(1.0f)));
+  auto rstd = to_device(stream, std::vector<float>(static_cast<std::size_t>(rows))),
+       d_weight = to_device(stream, std::vector<float>(w.data.size(), 1.0f));
+  rms_norm<T>(stream, {in.view(), rows, cols}, weight.view(), kEps, {y.view(), rows, cols}, rstd.view());
+  accumulate_rms_norm_backward<T>(stream, arena, {in.view(), rows, cols}, weight.view(), rstd.view(),
+                                  {gradient.view(), rows, cols}, {d_x.view(), rows, cols}, d_weight.view());
+  NormResult r{table_of(to_host(stream, y.view()), rows, cols), table_of(to_host(stream, d_x.view()), rows, cols),
+               table_of(to_host(stream, d_weight.view()), cols, 1)};
   for (double& value : r.d_x.data) value -= 1.0;
   for (double& value : r.d_weight.data) value -= 1.0;
   return r;
 }
 
+void expect_definition(const Stream& stream, std::int64_t rows, std::int64_t cols) {
+  SCOPED_TRACE(testing::Message() << rows << " x " << cols);
+  const Table x = random_table(rows, cols, 2.0, 1), w = random_table(cols, 1, 1.0, 2);
+  const Table d_y = random_table(rows, cols, 1.0, 3);
+  const NormResult want = naive(x, w, d_y), got = run<float>(stream, x, w, d_y);
+  EXPECT_LT(relative_difference(got.y, want.y), 1e-5);
+  if (rows == 0) return;
+  EXPECT_LT(relative_difference(got.d_x, want.d_x), 2e-5);
+  EXPECT_LT(relative_difference(got.d_weight, want.d_weight), 2e-5);
+}
+
 TEST(RmsNorm, EqualsItsDefinition) {
-  for_each_simd_level([] {
+  on_every_stream([](const Stream& stream) {
     for (const std::int64_t cols : {2, 3, 16, 37, 192}) {
-      for (const std::int64_t rows : {0, 1, 130}) {
-        SCOPED_TRACE(testing::Message() << simd_level_name() << " " << rows << " x " << cols);
-        const Table x = random_table(rows, cols, 2.0, 1), w = random_table(cols, 1, 1.0, 2);
-        const Table d_y = random_table(rows, cols, 1.0, 3);
-        const NormResult want = naive(x, w, d_y), got = run<float>(x, w, d_y);
-        EXPECT_LT(relative_difference(got.y, want.y), 1e-5);
-        if (rows == 0) continue;
-        EXPECT_LT(relative_difference(got.d_x, want.d_x), 2e-5);
-        EXPECT_LT(relative_difference(got.d_weight, want.d_weight), 2e-5);
-      }
+      for (const std::int64_t rows : {0, 1, 130}) expect_definition(stream, rows, cols);
     }
+  });
+}
+
+/// Rows that a whole block of a GPU works on, of whole packs and not.
+TEST(RmsNorm, WideRows) {
+  on_every_stream([](const Stream& stream) {
+    for (const std::int64_t cols : {1024, 1032, 4101, 8200}) expect_definition(stream, 18, cols);
   });
 }
 
 TEST(RmsNorm, BFloat16StaysWithinRounding) {
   const Table x = random_table(70, 40, 1.0, 1), w = random_table(40, 1, 1.0, 2), d_y = random_table(70, 40, 1.0, 3);
   const auto rounded = [](const Table& t) { return table_of(values_of<BFloat16>(t), t.rows, t.cols); };
-  const NormResult want = naive(rounded(x), rounded(w), rounded(d_y)), got = run<BFloat16>(x, w, d_y);
+  const NormResult want = naive(rounded(x), rounded(w), rounded(d_y)), got = run<BFloat16>(test_stream(), x, w, d_y);
   EXPECT_LT(relative_difference(got.y, want.y), 0.03);
   EXPECT_LT(relative_difference(got.d_x, want.d_x), 0.05);
   EXPECT_LT(relative_difference(got.d_weight, want.d_weight), 1e-4);  // float32 sums of what was given
 }
 
-TEST(RmsNorm, ThreadsChangeNoBit) {
+TEST(RmsNorm, ThreadsAndRepetitionChangeNoBit) {
   const Table x = random_table(333, 24, 1.0, 1), w = random_table(24, 1, 1.0, 2), d_y = random_table(333, 24, 1.0, 3);
-  const NormResult one = run<float>(x, w, d_y, 1), four = run<float>(x, w, d_y, 4);
-  EXPECT_EQ(one.d_x.data, four.d_x.data);
-  EXPECT_EQ(one.d_weight.data, four.d_weight.data);
+  ThreadPool pool(4);
+  const NormResult once = run<float>(test_stream(), x, w, d_y), again = run<float>(rank_stream(pool), x, w, d_y);
+  EXPECT_EQ(once.d_x.data, again.d_x.data);
+  EXPECT_EQ(once.d_weight.data, again.d_weight.data);
 }
 
 template <class T>
-void expect_fused_addition() {
-  const std::int64_t rows = 67, cols = 21;
-  std::vector<T> x = values_of<T>(random_table(rows, cols, 1.0, 1)),
-                 branch = values_of<T>(random_table(rows, cols, 1.0, 2));
-  std::vector<T> weight = values_of<T>(random_table(cols, 1, 1.0, 3)), sum(x.size()), y(x.size()), again(x.size());
-  std::vector<float> rstd(static_cast<std::size_t>(rows)), rstd_again = rstd;
-  const CpuStream stream;
-  add_rms_norm<T>(stream, {x.data(), rows, cols}, {branch.data(), rows, cols}, {sum.data(), rows, cols}, weight, kEps,
-                  {y.data(), rows, cols}, rstd);
+void expect_fused_addition(const Stream& stream, std::int64_t cols) {
+  const std::int64_t rows = 67;
+  const std::vector<T> x = values_of<T>(random_table(rows, cols, 1.0, 1)),
+                       branch = values_of<T>(random_table(rows, cols, 1.0, 2));
+  const auto on_device = to_device(stream, x), added = to_device(stream, branch),
+             weight = to_device(stream, values_of<T>(random_table(cols, 1, 1.0, 3)));
+  auto sum = to_device(stream, std::vector<T>(x.size())), y = to_device(stream, std::vector<T>(x.size())),
+       y_apart = to_device(stream, std::vector<T>(x.size()));
+  auto rstd = to_device(stream, std::vector<float>(static_cast<std::size_t>(rows))),
+       rstd_apart = to_device(stream, std::vector<float>(static_cast<std::size_t>(rows)));
+  add_rms_norm<T>(stream, {on_device.view(), rows, cols}, {added.view(), rows, cols}, {sum.view(), rows, cols},
+                  weight.view(), kEps, {y.view(), rows, cols}, rstd.view());
+  const std::vector<T> sums = to_host(stream, sum.view());
   for (std::size_t i = 0; i < x.size(); ++i) {
-    EXPECT_EQ(sum[i], T(static_cast<float>(x[i]) + static_cast<float>(branch[i])));
+    EXPECT_EQ(sums[i], T(static_cast<float>(x[i]) + static_cast<float>(branch[i])));
   }
-  rms_norm<T>(stream, {sum.data(), rows, cols}, weight, kEps, {again.data(), rows, cols}, rstd_again);
-  EXPECT_EQ(y, again);
-  EXPECT_EQ(rstd, rstd_again);
+  rms_norm<T>(stream, {sum.view(), rows, cols}, weight.view(), kEps, {y_apart.view(), rows, cols}, rstd_apart.view());
+  EXPECT_EQ(to_host(stream, y.view()), to_host(stream, y_apart.view()));
+  EXPECT_EQ(to_host(stream, rstd.view()), to_host(stream, rstd_apart.view()));
 }
 
 TEST(RmsNorm, FusedAdditionHasTheSameBits) {
-  for_each_simd_level([] {
-    expect_fused_addition<float>();
-    expect_fused_addition<BFloat16>();
+  on_every_stream([](const Stream& stream) {
+    for (const std::int64_t cols : {21, 64}) {
+      expect_fused_addition<float>(stream, cols);
+      expect_fused_addition<BFloat16>(stream, cols);
+    }
   });
 }
 
@@ -131,26 +134,30 @@ TEST(RmsNorm, NaNAndInfinityStayInTheirRow) {
   Table x = random_table(3, 20, 1.0, 1);
   x(0, 5) = std::nan("");
   x(2, 7) = INFINITY;
-  const NormResult got = run<float>(x, random_table(20, 1, 1.0, 2), random_table(3, 20, 1.0, 3));
+  const NormResult got = run<float>(test_stream(), x, random_table(20, 1, 1.0, 2), random_table(3, 20, 1.0, 3));
   EXPECT_TRUE(std::isnan(got.y(0, 0)));
   EXPECT_TRUE(std::isfinite(got.y(1, 0)));
   EXPECT_TRUE(std::isnan(got.y(2, 7)));
 }
 
-TEST(HeadRmsNorm, EqualsTheNormOfEachHead) {
-  const std::int64_t tokens = 69, heads = 3, first = 1, dim = 6, cols = (first + heads) * dim + 5;
+/// Heads [first, first + heads) of rows that are `behind` elements longer.
+void expect_norm_of_each_head(const Stream& stream, std::int64_t dim, std::int64_t behind) {
+  SCOPED_TRACE(dim);
+  const std::int64_t tokens = 69, heads = 3, first = 1, cols = (first + heads) * dim + behind;
   const Table x = random_table(tokens, cols, 1.0, 1), w = random_table(dim, 1, 1.0, 2),
               d_y = random_table(tokens, cols, 1.0, 3);
-  std::vector<float> in = values_of<float>(x), weight = values_of<float>(w), y(in.size(), 7.0f),
-                     d = values_of<float>(d_y);
-  std::vector<float> rstd(static_cast<std::size_t>(tokens * (first + heads))),
-      d_weight(static_cast<std::size_t>(dim), 0.0f);
-  const CpuStream stream;
-  Arena arena{Stream(stream)};
-  head_rms_norm<float>(stream, {in.data(), tokens, cols}, first, heads, weight, kEps, {y.data(), tokens, cols},
-                       {rstd.data(), tokens, first + heads});
-  head_rms_norm_backward<float>(stream, arena, {in.data(), tokens, cols}, first, heads, weight,
-                                {rstd.data(), tokens, first + heads}, {d.data(), tokens, cols}, d_weight);
+  const auto in = to_device(stream, values_of<float>(x)), weight = to_device(stream, values_of<float>(w));
+  auto y = to_device(stream, std::vector<float>(x.data.size(), 7.0f)), d = to_device(stream, values_of<float>(d_y));
+  auto rstd = to_device(stream, std::vector<float>(static_cast<std::size_t>(tokens * (first + heads)))),
+       d_weight = to_device(stream, std::vector<float>(w.data.size()));
+  Arena arena(stream);
+  head_rms_norm<float>(stream, {in.view(), tokens, cols}, first, heads, weight.view(), kEps, {y.view(), tokens, cols},
+                       {rstd.view(), tokens, first + heads});
+  head_rms_norm_backward<float>(stream, arena, {in.view(), tokens, cols}, first, heads, weight.view(),
+                                {rstd.view(), tokens, first + heads}, {d.view(), tokens, cols}, d_weight.view());
+  const Table got_y = table_of(to_host(stream, y.view()), tokens, cols),
+              got_d = table_of(to_host(stream, d.view()), tokens, cols),
+              got_d_weight = table_of(to_host(stream, d_weight.view()), dim, 1);
   Table one(tokens * heads, dim), one_d(tokens * heads, dim);
   for (std::int64_t i = 0; i < one.rows; ++i) {
     for (std::int64_t c = 0; c < dim; ++c) {
@@ -162,17 +169,20 @@ TEST(HeadRmsNorm, EqualsTheNormOfEachHead) {
   for (std::int64_t t = 0; t < tokens; ++t) {
     for (std::int64_t c = 0; c < cols; ++c) {
       const std::int64_t head = c / dim - first;
-      const auto at = static_cast<std::size_t>(t * cols + c);
-      const bool is_normed = head >= 0 && head < heads;
-      const double expected = is_normed ? want.y(t * heads + head, c % dim) : 7.0;
-      const double expected_d = is_normed ? want.d_x(t * heads + head, c % dim) : d_y(t, c);
-      EXPECT_NEAR(static_cast<double>(y[at]), expected, 1e-5);
-      EXPECT_NEAR(static_cast<double>(d[at]), expected_d, 1e-4);
+      const bool is_normed = c >= first * dim && head < heads;
+      EXPECT_NEAR(got_y(t, c), is_normed ? want.y(t * heads + head, c % dim) : 7.0, 1e-5);
+      EXPECT_NEAR(got_d(t, c), is_normed ? want.d_x(t * heads + head, c % dim) : d_y(t, c), 1e-4);
     }
   }
-  for (std::int64_t c = 0; c < dim; ++c) {
-    EXPECT_NEAR(static_cast<double>(d_weight[static_cast<std::size_t>(c)]), want.d_weight(c, 0), 1e-4);
-  }
+  for (std::int64_t c = 0; c < dim; ++c) EXPECT_NEAR(got_d_weight(c, 0), want.d_weight(c, 0), 1e-4);
+}
+
+TEST(HeadRmsNorm, EqualsTheNormOfEachHead) {
+  on_every_stream([](const Stream& stream) {
+    expect_norm_of_each_head(stream, 6, 5);
+    expect_norm_of_each_head(stream, 16, 8);
+    expect_norm_of_each_head(stream, 136, 0);
+  });
 }
 
 }  // namespace

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "core/elementwise.hpp"
 #include "tests/layers/decoder_ranks.hpp"
-#include "tests/layers/simd_levels.hpp"
 
 namespace reprise {
 namespace {
@@ -29,13 +29,13 @@ TEST(RotaryEmbedding, TableHoldsTheAnglesOfTheOracle) {
     DecoderConfig config = config_with(64, 500000.0);
     config.rope_scaling = {factor, 1.0, 4.0, 64};
     const DecoderOracle oracle(config, {});
-    const CpuStream stream;
-    Arena arena{Stream(stream)};
-    const MatrixView<float> table = RotaryEmbedding(config).table(stream, arena, counting(200));
+    Arena arena(test_stream());
+    const auto positions = to_device(counting(200));
+    const Table table = table_of(test_stream(), RotaryEmbedding(config).table(test_stream(), arena, positions.view()));
     for (std::int64_t p = 0; p < 200; ++p) {
       for (std::int64_t i = 0; i < 32; ++i) {
-        EXPECT_NEAR(static_cast<double>(table(p, i)), std::cos(oracle.angle(p, i)), 2e-5);
-        EXPECT_NEAR(static_cast<double>(table(p, i + 32)), std::sin(oracle.angle(p, i)), 2e-5);
+        EXPECT_NEAR(table(p, i), std::cos(oracle.angle(p, i)), 2e-5);
+        EXPECT_NEAR(table(p, i + 32), std::sin(oracle.angle(p, i)), 2e-5);
       }
     }
   }
@@ -61,34 +61,56 @@ TEST(RotaryEmbedding, Llama3KeepsShortAndSlowsLongWavelengths) {
   }
 }
 
-TEST(RotaryEmbedding, RotatesTheFirstHeadsAndBackAgain) {
-  for_each_simd_level([] {
-    for (const std::int64_t dim : {2, 6, 48}) {
-      const std::int64_t tokens = 70, heads = 2, cols = 3 * dim;
-      const DecoderConfig config = config_with(dim, 10000.0);
-      const DecoderOracle oracle(config, {});
-      const CpuStream stream;
-      Arena arena{Stream(stream)};
-      const MatrixView<float> table = RotaryEmbedding(config).table(stream, arena, counting(9));
-      const Table before = random_table(tokens, cols, 1.0, 4);
-      std::vector<float> x(before.data.begin(), before.data.end());
-      std::vector<std::int32_t> positions;
-      for (std::int64_t t = 0; t < tokens; ++t) positions.push_back(static_cast<std::int32_t>(t % 9));
-      rotate_heads<float>(stream, table, positions, heads, false, {x.data(), tokens, cols});
-      for (std::int64_t t = 0; t < tokens; ++t) {
-        for (std::int64_t c = 0; c < cols; ++c) {
-          const std::int64_t head = c / dim * dim, i = (c - head) % (dim / 2);
-          const double angle = oracle.angle(t % 9, i), a = before(t, head + i), b = before(t, head + i + dim / 2);
-          const double turned = c - head < dim / 2 ? a * std::cos(angle) - b * std::sin(angle)
-                                                   : b * std::cos(angle) + a * std::sin(angle);
-          EXPECT_NEAR(static_cast<double>(x[static_cast<std::size_t>(t * cols + c)]),
-                      c < heads * dim ? turned : before(t, c), 1e-5);
-        }
-      }
-      rotate_heads<float>(stream, table, positions, heads, true, {x.data(), tokens, cols});
-      for (std::size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(static_cast<double>(x[i]), before.data[i], 1e-6);
+void expect_rotation(const Stream& stream, std::int64_t dim) {
+  SCOPED_TRACE(dim);
+  const std::int64_t tokens = 70, heads = 2, cols = 3 * dim;
+  const DecoderConfig config = config_with(dim, 10000.0);
+  const DecoderOracle oracle(config, {});
+  Arena arena(stream);
+  const auto numbers = to_device(stream, counting(9));
+  const MatrixView<float> table = RotaryEmbedding(config).table(stream, arena, numbers.view());
+  const Table before = random_table(tokens, cols, 1.0, 4);
+  std::vector<std::int32_t> rows;
+  for (std::int64_t t = 0; t < tokens; ++t) rows.push_back(static_cast<std::int32_t>(t % 9));
+  const auto table_rows = to_device(stream, rows);
+  auto x = to_device(stream, values_of<float>(before));
+  const MatrixView<float> matrix(x.view(), tokens, cols);
+  rotate_heads<float>(stream, table, table_rows.view(), heads, false, matrix);
+  const Table turned = table_of(stream, matrix);
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    for (std::int64_t c = 0; c < cols; ++c) {
+      const std::int64_t head = c / dim * dim, i = (c - head) % (dim / 2);
+      const double angle = oracle.angle(t % 9, i), a = before(t, head + i), b = before(t, head + i + dim / 2);
+      const double want =
+          c - head < dim / 2 ? a * std::cos(angle) - b * std::sin(angle) : b * std::cos(angle) + a * std::sin(angle);
+      EXPECT_NEAR(turned(t, c), c < heads * dim ? want : before(t, c), 1e-5);
     }
+  }
+  rotate_heads<float>(stream, table, table_rows.view(), heads, true, matrix);
+  const Table back = table_of(stream, matrix);
+  for (std::size_t i = 0; i < back.data.size(); ++i) EXPECT_NEAR(back.data[i], before.data[i], 1e-6);
+}
+
+TEST(RotaryEmbedding, RotatesTheFirstHeadsAndBackAgain) {
+  on_every_stream([](const Stream& stream) {
+    for (const std::int64_t dim : {2, 6, 48, 64}) expect_rotation(stream, dim);
   });
+}
+
+TEST(RotaryEmbedding, BFloat16IsRotatedInFloat32) {
+  const std::int64_t tokens = 5, dim = 32;
+  const DecoderConfig config = config_with(dim, 10000.0);
+  Arena arena(test_stream());
+  const auto numbers = to_device(counting(tokens));
+  const MatrixView<float> table = RotaryEmbedding(config).table(test_stream(), arena, numbers.view());
+  auto stored = to_device(values_of<BFloat16>(random_table(tokens, dim, 1.0, 4)));
+  auto widened = to_device(std::vector<float>(static_cast<std::size_t>(tokens * dim)));
+  cast<float, BFloat16>(test_stream(), stored.view(), widened.view());
+  rotate_heads<BFloat16>(test_stream(), table, numbers.view(), 1, false, {stored.view(), tokens, dim});
+  rotate_heads<float>(test_stream(), table, numbers.view(), 1, false, {widened.view(), tokens, dim});
+  const std::vector<BFloat16> got = to_host(stored);
+  const std::vector<float> want = to_host(widened);
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i], BFloat16(want[i])) << i;
 }
 
 }  // namespace
