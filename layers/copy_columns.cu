@@ -18,8 +18,9 @@ __global__ void __launch_bounds__(kThreads)
   const T* const source = from.row(blockIdx.x).data + from_col;
   T* const target = to.row(target_row).data + to_col;
   if (is_whole) {
-    for (std::int64_t col = std::int64_t{threadIdx.x} * kRowPack; col < width; col += kThreads * kRowPack) {
-      store_pack(target, col, load_pack<kRowPack>(source, col));
+    constexpr int kPack = kPackSize<T>;
+    for (std::int64_t col = std::int64_t{threadIdx.x} * kPack; col < width; col += kThreads * kPack) {
+      store_pack(target, col, load_pack<kPack>(source, col));
     }
   } else {
     for (std::int64_t col = threadIdx.x; col < width; col += kThreads) target[col] = source[col];

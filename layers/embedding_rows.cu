@@ -21,10 +21,11 @@ __global__ void __launch_bounds__(kThreads)
   T* const to = output.row(blockIdx.x).data;
   const T none = from_float<T>(0.0f);
   if (is_whole) {
-    for (std::int64_t col = std::int64_t{threadIdx.x} * kRowPack; col < output.cols; col += kBlockCols) {
-      Pack<T, kRowPack> values;
-      for (int i = 0; i < kRowPack; ++i) values[i] = none;
-      if (is_ours) values = load_pack<kRowPack>(from, col);
+    constexpr int kPack = kPackSize<T>;
+    for (std::int64_t col = std::int64_t{threadIdx.x} * kPack; col < output.cols; col += kThreads * kPack) {
+      Pack<T, kPack> values;
+      for (int i = 0; i < kPack; ++i) values[i] = none;
+      if (is_ours) values = load_pack<kPack>(from, col);
       store_pack(to, col, values);
     }
   } else {
