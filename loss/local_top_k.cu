@@ -1,124 +1,16 @@
-// Per row of n logits and k = 200, n = 128,256: the scan reads n float32 (513 KB) and writes a key per 64 of them (8
-// KB) and 16 bytes per 4,096; the selection reads the keys (8 KB), the 200 to 225 blocks of 64 that reach the bound (58
-// KB) and writes k candidates (1.6 KB): 1.15 reads of the logits. About 20 instructions per logit in the scan, most of
-// them the exponential: half of what an H100 can issue while it reads at full speed.
+// What a row of n = 128,256 logits costs for k = 200. The scan reads n float32 (513 KB) and writes a key for every 64
+// of them (8 KB) and 16 bytes for every 4,096. The selection reads the keys (8 KB) and the 200 to 225 blocks of 64 that
+// reach the bound (58 KB), and writes k candidates (1.6 KB). Together that is 1.15 times the logits. The scan issues 23
+// instructions for a logit, 15 of them for its exponential: two thirds of what an H100 issues while it reads that fast.
 
 #include <algorithm>
 #include <limits>
 
 #include "core/cuda/launch.hpp"
-#include "core/cuda/reduce.cuh"
-#include "loss/local_top_k.hpp"
+#include "loss/local_top_k.cuh"
 
 namespace reprise {
 namespace {
-
-constexpr int kWordLogits = 4;  // of one 16-byte load
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLowest = -std::numeric_limits<float>::max();  // what a word holds where the row has no logit
-
-__device__ float logit_of(float product, const LogitRule& rule) {
-  const float z = product * rule.scale;
-  return rule.softcap > 0.0f ? rule.softcap * tanhf(z * (1.0f / rule.softcap)) : z;
-}
-
-/// A row as aligned 16-byte words: its first logit is the element `skew` of word 0. Blocks are cut from words, so the
-/// first and the last of them may hold fewer logits, but each holds some.
-struct Row {
-  const float* logits;
-  int size, skew;
-
-  __device__ Row(MatrixView<const float> matrix, std::int64_t row)
-      : logits(matrix.row(row).data),
-        size(static_cast<int>(matrix.cols)),
-        skew(static_cast<int>(reinterpret_cast<std::uintptr_t>(logits) / sizeof(float) % kWordLogits)) {}
-
-  __device__ int words() const { return (size + skew + kWordLogits - 1) / kWordLogits; }
-  __device__ int index(int word) const { return word * kWordLogits - skew; }
-  __device__ bool holds(int first_word, int count) const {
-    return index(first_word) >= 0 && index(first_word + count) <= size;
-  }
-};
-
-/// Any word, also one that reaches beyond the row.
-template <bool kTransforms>
-__device__ Pack<float, kWordLogits> load_word(const Row& row, int word, const LogitRule& rule) {
-  Pack<float, kWordLogits> x;
-  const int index = row.index(word);
-  if (row.holds(word, 1)) {
-    x = load_pack<kWordLogits>(row.logits, index);
-    if constexpr (kTransforms) {
-      for (int e = 0; e < kWordLogits; ++e) x[e] = logit_of(x[e], rule);
-    }
-  } else {
-    for (int e = 0; e < kWordLogits; ++e) {
-      x[e] = kLowest;
-      if (index + e >= 0 && index + e < row.size) {
-        x[e] = kTransforms ? logit_of(row.logits[index + e], rule) : row.logits[index + e];
-      }
-    }
-  }
-  return x;
-}
-
-// ---- sums of exponentials -------------------------------------------------------------------------------------------
-
-/// reference_exponent on the device, for any maximum.
-__device__ int reference_of(float max) {
-  return static_cast<int>(floor(static_cast<double>(fminf(fmaxf(max, -kMaxLogit), kMaxLogit)) * 1.4426950408889634));
-}
-
-/// x 2^exponent for exponent <= 0.
-__device__ double times_power_of_two(double x, int exponent) {
-  return exponent < -1022 ? 0.0 : x * __longlong_as_double(static_cast<long long>(1023 + exponent) << 52);
-}
-
-/// A thread's sum of e^x, relative to a power of two that all threads of the warp share and that follows the maximum of
-/// what the warp has seen. The terms have the bits of local_top_k_simd.cpp's.
-struct ExpSum {
-  float max = -kInfinity;
-  int reference = 0;
-  float lowest = 0.0f;  // logits below it count as it: 2^-124 of the reference
-  float round = 0.0f;   // adding it leaves the nearest integer, less the reference, in the low bits
-  double sum = 0.0;
-
-  /// To be called with the maximum of what the warp is about to add.
-  __device__ void raise(float warp_max) {
-    if (warp_max <= max) return;
-    const int raised = reference_of(warp_max);
-    sum = times_power_of_two(sum, sum == 0.0 ? 0 : reference - raised);
-    max = warp_max;
-    reference = raised;
-    lowest = static_cast<float>(raised - 124) * 0.693147181f;
-    round = 12582912.0f - static_cast<float>(raised);  // 1.5 * 2^23
-  }
-
-  __device__ void add(float x) {
-    x = fmaxf(x, lowest);
-    const float shifted = __fmaf_rn(x, 1.44269504f, round);
-    const float n = __fadd_rn(shifted, -round);
-    const float r = __fmaf_rn(n, 2.12194440e-4f, __fmaf_rn(n, -0.693359375f, x));  // ln 2 in two parts
-    float p = 0x1.6a21acp-10f;
-    p = __fmaf_rn(p, r, 0x1.123b6ap-7f);
-    p = __fmaf_rn(p, r, 0x1.5558fap-5f);
-    p = __fmaf_rn(p, r, 0x1.555490p-3f);
-    p = __fmaf_rn(p, r, 0x1.fffffcp-2f);
-    p = __fadd_rn(__fmaf_rn(__fmul_rn(p, r), r, r), 1.0f);
-    sum += static_cast<double>(__uint_as_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23)));
-  }
-};
-
-/// The statistics of what the parts' logits are together, by one warp; NaN in any maximum makes the maximum NaN.
-__device__ ShardStatistics add_up(VectorView<const ShardStatistics> parts) {
-  float max = -kInfinity;
-  for (std::int64_t i = lane_index(); i < parts.size; i += kWarpSize) max = larger_or_nan(parts[i].max, max);
-  max = warp_max(max);
-  double sum = 0.0;
-  for (std::int64_t i = lane_index(); i < parts.size; i += kWarpSize) {
-    sum += times_power_of_two(parts[i].sum_exp, reference_of(parts[i].max) - reference_of(max));
-  }
-  return {warp_sum(sum), max, 0.0f};
-}
 
 // ---- first kernel: every logit once ---------------------------------------------------------------------------------
 
@@ -169,7 +61,7 @@ __global__ void __launch_bounds__(kScanThreads)
   const auto unit = static_cast<std::uint32_t>(global_thread_index() / kWarpSize);
   const auto stretches = static_cast<std::uint32_t>(parts.cols), token = unit / stretches;
   if (token >= logits.rows) return;
-  const Row row(logits, token);
+  const LogitRow row(logits, token);
   const int stretch = static_cast<int>(unit % stretches), words = row.words();
   const int end = min(words, (stretch + 1) * kStretchWords);
   const LaneWords lane_words(block_bits);
@@ -342,7 +234,8 @@ struct Survivors {
       : candidates(memory), capacity(room), limit(first_limit), bound(value_of(first_limit)) {}
 
   /// Bit e is set where the logit `index` + e survives.
-  __device__ unsigned test(const Row& row, const Pack<float, kWordLogits>& x, int index, std::uint32_t first_id) const {
+  __device__ unsigned test(const LogitRow& row, const Pack<float, kWordLogits>& x, int index,
+                           std::uint32_t first_id) const {
     unsigned mask = 0;
     for (int e = 0; e < kWordLogits; ++e) {
       const int i = index + e;
@@ -353,7 +246,7 @@ struct Survivors {
   }
 
   /// Takes the survivors among a word of each thread, in the order of the threads; of what does not fit, the first k.
-  __device__ void take(const Row& row, const Pack<float, kWordLogits>& x, int index, std::uint32_t first_id, int k,
+  __device__ void take(const LogitRow& row, const Pack<float, kWordLogits>& x, int index, std::uint32_t first_id, int k,
                        Tally& tally) {
     unsigned mask = test(row, x, index, first_id);
     int total, at = tally.before(__popc(mask), &total);
@@ -393,7 +286,7 @@ __global__ void __launch_bounds__(kSelectThreads, 8)
   int* const list = shared.take<int>(selection.list_capacity);
   Candidate* const memory = shared.take<Candidate>(selection.capacity);
   const std::int64_t token = blockIdx.x;
-  const Row row(logits, token);
+  const LogitRow row(logits, token);
   const int k = static_cast<int>(candidates.cols);
 
   if (warp_index() == 0) {

@@ -68,29 +68,31 @@ LocalTopK select_locally(const Context& context, MatrixView<const T> hidden, Mat
 template <class T>
 std::vector<SampleRecords> collect_top_k(const Context& context, MatrixView<const T> hidden, MatrixView<const T> weight,
                                          const VocabPartition& vocab, const CollectBatch& batch,
-                                         const TopKOptions& options, const LossOptions& loss_options) {
+                                         const TopKOptions& options, const LossOptions& loss_options,
+                                         const CpuStream& host) {
   check_top_k_options(options);
+  require(context.stream.is_cpu() || options.k_max <= kMostCudaCandidates, ErrorKind::kUsage,
+          "replay.k_max = {}: must be 1 to {} on a GPU", options.k_max, kMostCudaCandidates);
   check_loss_options(vocab, loss_options);
   check_head_shapes(context, vocab, hidden, weight);
   const std::int64_t total_rows = count_total_rows(context, hidden.rows, {});
   check_collect_batch(batch, total_rows, vocab);
-  require(context.stream.is_cpu() || options.k_max <= kMostCudaCandidates, ErrorKind::kUsage,
-          "replay.k_max = {}: must be 1 to {} on a GPU", options.k_max, kMostCudaCandidates);
   const Arena::Scope scope(context.arena);
   const SelectedRows<T> selected(context, hidden, batch.row, total_rows);
   const Range ids = vocab.ids(context.groups.tp_rank());
   const LocalTopK local =
       select_locally<T>(context, selected.hidden(), weight, ids, batch.gold, options.k_max, loss_options);
   selected.check_finite(context);
-  return exchange_top_k(context, local, vocab, batch, options);
+  return exchange_top_k(context, local, vocab, batch, options, host);
 }
 
 template std::vector<SampleRecords> collect_top_k(const Context&, MatrixView<const float>, MatrixView<const float>,
                                                   const VocabPartition&, const CollectBatch&, const TopKOptions&,
-                                                  const LossOptions&);
+                                                  const LossOptions&, const CpuStream&);
 template std::vector<SampleRecords> collect_top_k(const Context&, MatrixView<const BFloat16>,
                                                   MatrixView<const BFloat16>, const VocabPartition&,
-                                                  const CollectBatch&, const TopKOptions&, const LossOptions&);
+                                                  const CollectBatch&, const TopKOptions&, const LossOptions&,
+                                                  const CpuStream&);
 
 void CollectStatistics::add(const SampleRecords& records, std::int64_t k_max) {
   ++samples;

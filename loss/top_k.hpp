@@ -43,12 +43,14 @@ struct CollectBatch {
 /// hidden and weight lie on the stream's device. There the candidates are found and exchanged; positions and sets are
 /// chosen on the host, which waits for a GPU three times: for non-finite rows, statistics and its own tokens'
 /// candidates. Padded rows are never collected. Throws Error(kNonFinite) for non-finite hidden states or logits,
-/// Error(kUsage) for options out of range. Returns the records of the samples that this tp rank owns.
+/// Error(kUsage) for options out of range. `host`: the threads that choose the sets from a GPU's candidates; with a CPU
+/// stream its own do. Returns the records of the samples that this tp rank owns.
 template <class T>
 [[nodiscard]] std::vector<SampleRecords> collect_top_k(const Context& context, MatrixView<const T> hidden,
                                                        MatrixView<const T> weight, const VocabPartition& vocab,
                                                        const CollectBatch& batch, const TopKOptions& options,
-                                                       const LossOptions& loss_options = {});
+                                                       const LossOptions& loss_options = {},
+                                                       const CpuStream& host = {});
 
 /// What the report of a collection says; merged over ranks by adding.
 struct CollectStatistics {

@@ -150,7 +150,8 @@ void append_record(SampleRecords& records, const CollectBatch& batch, std::int64
 }  // namespace
 
 std::vector<SampleRecords> exchange_top_k(const Context& context, const LocalTopK& local, const VocabPartition& vocab,
-                                          const CollectBatch& batch, const TopKOptions& options) {
+                                          const CollectBatch& batch, const TopKOptions& options,
+                                          const CpuStream& host) {
   const Arena::Scope scope(context.arena);
   const std::vector<TokenSoftmax> softmax = gather_softmax(context, local, vocab, batch);
   std::vector<float> confidence;
@@ -168,8 +169,8 @@ std::vector<SampleRecords> exchange_top_k(const Context& context, const LocalTop
 
   const Tokens& own = tokens_of[static_cast<std::size_t>(context.groups.tp_rank())];
   std::vector<TokenSet> sets(own.size());
-  const CpuStream host = context.stream.is_cpu() ? context.stream.cpu() : CpuStream{};
-  host.parallel_for(static_cast<std::int64_t>(own.size()), kTokenGrain, [&](std::int64_t begin, std::int64_t end) {
+  const CpuStream& threads = context.stream.is_cpu() ? context.stream.cpu() : host;
+  threads.parallel_for(static_cast<std::int64_t>(own.size()), kTokenGrain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       const auto token = static_cast<std::size_t>(own[static_cast<std::size_t>(i)]);
       sets[static_cast<std::size_t>(i)] = select_set(merge(received, i, options.k_max), softmax[token], options);

@@ -17,9 +17,9 @@ struct LocalTopK {
 /// rank, after which every rank chooses the same positions, and one all-to-all of the candidates (8 bytes each) of the
 /// chosen tokens to their owners, both of device memory; after each the host waits for what it needs. Given the same
 /// logits the records are the same for every sharding. Throws Error(kNonFinite) on every rank for logits that are not
-/// finite.
+/// finite. `host`: the threads that choose the sets from a GPU's candidates; with a CPU stream its own do.
 [[nodiscard]] std::vector<SampleRecords> exchange_top_k(const Context& context, const LocalTopK& local,
                                                         const VocabPartition& vocab, const CollectBatch& batch,
-                                                        const TopKOptions& options);
+                                                        const TopKOptions& options, const CpuStream& host = {});
 
 }  // namespace reprise

@@ -56,7 +56,8 @@ std::vector<SampleRecords> collect_from_logits(Communicator& world, const Stream
   const auto candidates = arena.matrix<Candidate>(tokens, std::min(options.k_max, ids.size()));
   local_top_k(stream, arena, {device_logits.view(), tokens, ids.size()}, {}, ids.begin, options.k_max, gold.view(),
               statistics, candidates);
-  return exchange_top_k(context, {statistics, candidates}, vocab, problem.batch(), options);
+  ThreadPool pool(2);
+  return exchange_top_k(context, {statistics, candidates}, vocab, problem.batch(), options, CpuStream{&pool});
 }
 
 RecordsById collect_from_logits(const std::vector<float>& logits, const VocabPartition& vocab, CollectProblem problem,
