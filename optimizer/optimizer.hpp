@@ -80,6 +80,12 @@ class Optimizer {
   /// After each micro-batch's backward; `last` for the final one. Stage 2 reduce-scatters and releases gradients every
   /// time, stages 0 and 1 only at the last.
   virtual void reduce_gradients(const Context& context, bool last) = 0;
+  /// Reduces one bucket ahead of reduce_gradients(last), once the last micro-batch's backward will add nothing more to
+  /// it, so that its traffic hides behind the backward of other layers. Every dp rank names the same buckets in the
+  /// same order; those with sum_over_tp cannot be named, because their copies are added first. `context` may have a
+  /// stream (and then an arena) of its own: it must wait for the bucket's gradients, and the stream of reduce_gradients
+  /// for it.
+  virtual void reduce_ahead(const Context& context, std::int64_t bucket) = 0;
 
   /// After reduce_gradients(last). One all-gather of 4 float64 per group + 8 over the world, summed in rank order; then
   /// the fused update of the owned shard and the all-gather of parameters over dp. Zeroes the gradients.

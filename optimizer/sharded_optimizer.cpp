@@ -62,6 +62,7 @@ ShardedOptimizer<T>::ShardedOptimizer(const Context& context, const OptimizerOpt
   if (releases_gradients()) {
     shard_gradients_ = Buffer<float>(context.stream, plan_.state_size, "gradient shard of the optimizer");
   }
+  reduced_ahead_.resize(parameters.layout().buckets.size());
   find_copies(context);
   copy_to_master(context.stream);
 }
@@ -96,12 +97,25 @@ VectorView<float> ShardedOptimizer<T>::master_of(const Segment& segment) {
 template <class T>
 void ShardedOptimizer<T>::reduce_gradients(const Context& context, bool last) {
   REPRISE_CHECK(!reduced_, "reduce_gradients after the step's last micro-batch; call step first");
-  ++micro_batches_;
   if (last) sum_copies(context);
   if (last || releases_gradients()) {
-    for (std::size_t b = 0; b < parameters_.layout().buckets.size(); ++b) reduce_bucket(context, b, last);
+    for (std::size_t b = 0; b < reduced_ahead_.size(); ++b) {
+      REPRISE_CHECK(last || !reduced_ahead_[b], "bucket {} was reduced ahead before the last micro-batch", b);
+      if (!reduced_ahead_[b]) reduce_bucket(context, b, last);
+    }
   }
+  ++micro_batches_;
   reduced_ = last;
+}
+
+template <class T>
+void ShardedOptimizer<T>::reduce_ahead(const Context& context, std::int64_t bucket) {
+  const auto b = static_cast<std::size_t>(bucket);
+  REPRISE_CHECK(!reduced_, "reduce_ahead after the step's last micro-batch; call step first");
+  REPRISE_CHECK(b < reduced_ahead_.size() && !reduced_ahead_[b] && !parameters_.layout().buckets[b].sum_over_tp,
+                "bucket {} of {} cannot be reduced ahead", bucket, reduced_ahead_.size());
+  reduce_bucket(context, b, true);
+  reduced_ahead_[b] = true;
 }
 
 template <class T>
@@ -147,7 +161,7 @@ void ShardedOptimizer<T>::reduce_bucket(const Context& context, std::size_t inde
                              counts);
   } else if (replicas_ > 1 && (last || !bucket.sum_over_tp)) {  // copies wait for their sum over tp
     const auto sums = shard_gradients_.view().slice(plan_.state_of_bucket[index], shard.size());
-    if (micro_batches_ == 1 || bucket.sum_over_tp) {
+    if (micro_batches_ == 0 || bucket.sum_over_tp) {
       dp.reduce_scatter<float>(context.stream, gradients, sums, counts);
     } else {
       const Arena::Scope scope(context.arena);
@@ -155,7 +169,11 @@ void ShardedOptimizer<T>::reduce_bucket(const Context& context, std::size_t inde
       dp.reduce_scatter<float>(context.stream, gradients, part, counts);
       add<float, float>(context.stream, part, sums);
     }
-    parameters_.discard_gradients(bucket.begin, bucket.end);
+    if (context.stream.is_cpu()) {
+      parameters_.discard_gradients(bucket.begin, bucket.end);
+    } else {
+      zero(context.stream, gradients);  // behind the reduction, which may be on another stream than the buffer's
+    }
   }
   if (last) {  // right behind the reduction, while the shard is still in the cache
     const Range chunks = plan_.chunks_of_bucket[index];
@@ -172,6 +190,7 @@ StepResult ShardedOptimizer<T>::step(const Context& context, double lr, const St
   require(std::isfinite(lr) && lr >= 0.0, ErrorKind::kUsage, "learning rate {} must be a finite number >= 0", lr);
   const auto wait = launch_update(context, lr, sums);
   micro_batches_ = 0;
+  reduced_ahead_.assign(reduced_ahead_.size(), false);
   reduced_ = false;
   wait();
   const StepDecision& decision = step_.read_decision.view()[0];

@@ -44,6 +44,7 @@ class ShardedOptimizer final : public Optimizer<T> {
   ShardedOptimizer(const Context& context, const OptimizerOptions& options, ParameterSet<T>& parameters);
 
   void reduce_gradients(const Context& context, bool last) override;
+  void reduce_ahead(const Context& context, std::int64_t bucket) override;
   StepResult step(const Context& context, double lr, const StepSums& sums) override;
   void set_master_from_parameters() override;
   void publish_parameters(const Context& context) override;
@@ -95,7 +96,8 @@ class ShardedOptimizer final : public Optimizer<T> {
   Buffer<UpdateChunk> chunks_;     // of table_
   StepBuffers step_;
   std::int64_t steps_taken_ = 0;
-  std::int64_t micro_batches_ = 0;  // of the running step
+  std::int64_t micro_batches_ = 0;   // of the running step, whole ones
+  std::vector<bool> reduced_ahead_;  // by bucket
   bool reduced_ = false;
 };
 

@@ -75,6 +75,48 @@ TEST(Step, NeedsReducedGradientsAndASoundRate) {
   EXPECT_FALSE(trainer.optimizer().step(trainer.context(), kRunRate, trainer.sums()).skipped);
 }
 
+// A stream of its own reduces buckets; where streams are late it is the waits that make this right.
+TEST(Step, BucketsMayBeReducedOnAnotherStream) {
+  const auto train = [](const Stream* other) {
+    const auto world = make_self_communicator();
+    ToyTrainer<float> trainer(*world, {});
+    for (int step = 0; step < 2; ++step) {
+      if (other != nullptr) {
+        add_toy_gradients(trainer.context(), trainer.parameters(), step, 0, kParts, false);
+        Arena arena(*other);
+        const Context beside{*other, trainer.groups(), arena};
+        synchronize(trainer.context().stream);
+        trainer.optimizer().reduce_ahead(beside, 0);
+        synchronize(*other);
+        trainer.optimizer().reduce_gradients(trainer.context(), true);
+      } else {
+        trainer.add_gradients(step);
+      }
+      EXPECT_FALSE(trainer.optimizer().step(trainer.context(), kRunRate, trainer.sums()).skipped);
+    }
+    return trainer.gather();
+  };
+  const SimdLevel highest = simd_level();
+  const WholeState together = train(nullptr);
+  on_every_stream([&](const Stream& stream) {
+    if (simd_level() != highest) return;  // another one adds in another order
+    EXPECT_TRUE(train(&stream) == together);
+  });
+}
+
+TEST(Step, ABucketIsReducedAheadOnceAndOnlyBeforeTheLast) {
+  const auto world = make_self_communicator();
+  RunSettings settings;
+  ToyTrainer<float> trainer(*world, settings);
+  trainer.optimizer().reduce_ahead(trainer.context(), 0);
+  for (const std::int64_t bucket : {0, -1, 99}) {
+    expect_error(ErrorKind::kInternal, {"ahead"}, [&] { trainer.optimizer().reduce_ahead(trainer.context(), bucket); });
+  }
+  trainer.optimizer().reduce_gradients(trainer.context(), true);
+  expect_error(ErrorKind::kInternal, {"call step first"},
+               [&] { trainer.optimizer().reduce_ahead(trainer.context(), 1); });
+}
+
 TEST(Step, MovesNoCoordinateFurtherThanARightAngle) {
   RunSettings settings;
   settings.options.weight_decay = 0.1;

@@ -66,7 +66,12 @@ void ToyTrainer<T>::add_gradients(int step) {
     const Range parts = even_shard(mine.size(), settings_.micro_batches, micro);
     add_toy_gradients(context_, parameters_, step, static_cast<int>(mine.begin + parts.begin),
                       static_cast<int>(mine.begin + parts.end), settings_.exact);
-    optimizer_->reduce_gradients(context_, micro + 1 == settings_.micro_batches);
+    const bool last = micro + 1 == settings_.micro_batches;
+    const std::vector<Bucket>& buckets = parameters_.layout().buckets;
+    for (std::size_t b = buckets.size(); settings_.ahead && last && b-- > 1;) {  // the first is left over
+      if (!buckets[b].sum_over_tp) optimizer_->reduce_ahead(context_, static_cast<std::int64_t>(b));
+    }
+    optimizer_->reduce_gradients(context_, last);
   }
 }
 

@@ -18,6 +18,7 @@ struct RunSettings {
   int micro_batches = 1;
   int steps = 5;
   int threads = 1;
+  bool ahead = false;  ///< buckets are reduced one by one, the last first, before the rest
   bool exact = false;  ///< integer gradients, whose sums have no rounding
   std::int64_t bucket_elements = 100;
 };
