@@ -2,6 +2,7 @@
 
 #include "loss/candidate_gradient.hpp"
 #include "loss/candidate_index.hpp"
+#include "loss/head_gradient.hpp"
 #include "loss/host_arrays.hpp"
 #include "loss/loss.hpp"
 #include "loss/sampled_negatives.hpp"
@@ -9,11 +10,6 @@
 #include "loss/token_statistics.hpp"
 
 namespace reprise {
-
-/// Tokens of one tile that visit the tile's rows together.
-struct TokenUnit {
-  std::int64_t tile, token_begin, tokens;
-};
 
 /// Cross-entropy over the candidates of each token's tile (kToken is tiles of one token), without forming any other
 /// logit.
@@ -36,13 +32,9 @@ class RestrictedCrossEntropy final : public HeadLoss<T> {
                 MatrixView<float> d_weight) override;
 
  private:
-  void visit_candidates(const Context& context, MatrixView<const T> weight, VectorView<TokenStatistics> local) const;
-  void visit_unit(const TokenUnit& unit, MatrixView<const T> weight, VectorView<TokenStatistics> local,
-                  float* scratch) const;
-  void read_gold_logits(VectorView<TokenStatistics> local) const;
-  void finish_d_selected(const Context& context, MatrixView<const T> weight) const;
-  void make_deltas(const Context& context) const;
-  [[nodiscard]] float slope(float logit) const;
+  [[nodiscard]] GoldLogits find_gold(const Context& context, const LossBatch& batch);
+  [[nodiscard]] SoftmaxTargets targets() const { return {gold_, statistics_.max, statistics_.inverse_sum, weights_}; }
+  [[nodiscard]] LogitRule rule() const { return {options_.logit_scale, options_.softcap}; }
 
   Normalization normalization_;
   VocabPartition vocab_;
@@ -55,6 +47,7 @@ class RestrictedCrossEntropy final : public HeadLoss<T> {
   VectorView<const float> weights_;      // [T] 0 for ignored tokens
   HostArrays host_arrays_;
   LocalCandidates candidates_;
+  GoldLogits gold_logits_;
   CandidateGradient gradient_;
   VectorView<float> logits_;                 // tile by tile [ids, tokens]
   MatrixView<float> accumulator_;            // [T, D]

