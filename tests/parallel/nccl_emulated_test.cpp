@@ -55,14 +55,14 @@ TEST_F(NcclFailures, APeerThatNeverArrivesIsMissedAtTheDeadline) {
     const CudaQueue queue(bootstrap.rank());
     const Stream stream(queue.stream());
     const auto world =
-        make_nccl_communicator(bootstrap, stream, {.deadline_seconds = 0.3, .log_file = log_of(bootstrap.rank())});
+        make_nccl_communicator(bootstrap, stream, {.deadline_seconds = 1.5, .log_file = log_of(bootstrap.rank())});
     Buffer<float> values(stream, 1000, "values");
     world->all_reduce<float>(stream, values.view());
     synchronize(stream);
     if (world->rank() != 2) {
       expect_error(ErrorKind::kCommunication,
                    {"[world]", "rank " + std::to_string(world->rank()) + " of 3", "all_reduce", "collective 2",
-                    "1000 elements of float32", "0.3 s", log_of(world->rank())},
+                    "1000 elements of float32", "1.5 s", log_of(world->rank())},
                    [&] { all_reduce_twice(*world, stream, values.view()); });
       // Every group of the rank is given up.
       expect_error(ErrorKind::kCommunication, {"in broadcast", "have failed", "collective 2"},
@@ -83,7 +83,7 @@ TEST_F(NcclFailures, APeerThatNeverArrivesIsMissedAtTheDeadline) {
 }
 
 TEST_F(NcclFailures, AnErrorOfNcclIsReportedInItsWords) {
-  run_nccl_ranks(2, {.deadline_seconds = 0.4}, [](Communicator& world, const Stream& stream) {
+  run_nccl_ranks(2, {.deadline_seconds = 1.5}, [](Communicator& world, const Stream& stream) {
     Buffer<float> values(stream, 10, "values");
     if (world.rank() == 1) {
       cuda_emulation::fail_next_transfer(1, ncclRemoteError);
@@ -91,7 +91,7 @@ TEST_F(NcclFailures, AnErrorOfNcclIsReportedInItsWords) {
                    {"[world] rank 1 of 2 in all_reduce (collective 1", "remote process exited", "a peer was lost"},
                    [&] { all_reduce_twice(world, stream, values.view()); });
     } else {
-      expect_error(ErrorKind::kCommunication, {"[world] rank 0 of 2", "0.4 s"},
+      expect_error(ErrorKind::kCommunication, {"[world] rank 0 of 2", "1.5 s"},
                    [&] { all_reduce_twice(world, stream, values.view()); });
     }
     world.barrier();
@@ -99,7 +99,7 @@ TEST_F(NcclFailures, AnErrorOfNcclIsReportedInItsWords) {
 }
 
 TEST_F(NcclFailures, RanksThatCallDifferentVerbsDoNotHang) {
-  run_nccl_ranks(2, {.deadline_seconds = 0.4}, [](Communicator& world, const Stream& stream) {
+  run_nccl_ranks(2, {.deadline_seconds = 1.5}, [](Communicator& world, const Stream& stream) {
     const Buffer<float> input(stream, 5, "input");
     Buffer<float> values(stream, 10, "values");
     expect_error(ErrorKind::kCommunication, {"[world] rank " + std::to_string(world.rank())}, [&] {
@@ -117,14 +117,14 @@ TEST_F(NcclFailures, RanksThatCallDifferentVerbsDoNotHang) {
 }
 
 TEST_F(NcclFailures, TheFailureOfOneGroupEndsTheOthersOfItsRank) {
-  run_nccl_ranks(4, {.deadline_seconds = 0.4}, [](Communicator& world, const Stream& stream) {
+  run_nccl_ranks(4, {.deadline_seconds = 1.5}, [](Communicator& world, const Stream& stream) {
     const auto groups = ProcessGroups::make(world, 2);
     Buffer<float> values(stream, 10, "values");
     if (world.rank() != 3) {  // 2 waits in tp, 1 in dp; 0 finds its peers
       Communicator& group = world.rank() == 1 ? *groups.dp : *groups.tp;
       if (world.rank() == 0 || world.rank() == 1) groups.tp->all_reduce<float>(stream, values.view());
       if (world.rank() != 0) {
-        expect_error(ErrorKind::kCommunication, {world.rank() == 1 ? "[dp]" : "[tp]", "0.4 s"},
+        expect_error(ErrorKind::kCommunication, {world.rank() == 1 ? "[dp]" : "[tp]", "1.5 s"},
                      [&] { all_reduce_twice(group, stream, values.view()); });
         Communicator& other = world.rank() == 1 ? *groups.tp : *groups.dp;
         expect_error(ErrorKind::kCommunication, {world.rank() == 1 ? "[tp]" : "[dp]", "have failed"},
