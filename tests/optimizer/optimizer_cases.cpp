@@ -188,7 +188,7 @@ void ignores_gradients_of_frozen_parameters(Communicator& world, int tensor_size
 
 void exchanges_scalars_once(Communicator& world, int tensor_size) {
   for (const auto scope : {AngleScope::kTensor, AngleScope::kLayer, AngleScope::kGlobal}) {
-    for (const int stage : {0, 1, 2}) {
+    for (const int stage : stages_of(world, static_cast<std::size_t>(scope))) {
       RunSettings settings{.options = options_of("moclip", stage), .tensor_size = tensor_size};
       settings.options.angle_scope = scope;
       ToyTrainer<float> trainer(world, settings);
@@ -238,7 +238,7 @@ void reduces_as_often_as_its_stage_says(Communicator& world, int tensor_size) {
 void pieces_load_into_every_other_stage(Communicator& world, int tensor_size) {
   for (const int from : {0, 1, 2}) {
     for (const int to : {0, 1, 2}) {
-      if (is_brief(world) && to == from) continue;
+      if (is_brief(world) && to != (from + 1) % 3) continue;
       ToyTrainer<BFloat16> writer(world, {.options = options_of("moclip", from), .tensor_size = tensor_size});
       for (int step = 0; step < 3; ++step) (void)writer.run_step(step);
       const WholeState written = writer.gather();
