@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/math.hpp"
+#include "core/trace.hpp"
 #include "layers/copy_columns.hpp"
 #include "layers/rms_norm.hpp"
 #include "layers/rope.hpp"
@@ -114,6 +115,7 @@ template <class T>
 void DecoderLayer<T>::forward(const Context& context, const DocumentPositions& documents, MatrixView<T> residual,
                               MatrixView<T> branch, Activations& a, MatrixView<T> mlp_output,
                               const LayerCache<T>* cache) const {
+  const TraceRange range("layer");
   const Stream& stream = context.stream;
   a.input_rstd = context.arena.vector<float>(residual.rows, "norm");
   const MatrixView<T> normed = context.arena.matrix<T>(residual.rows, hidden_size_, "normed input");
@@ -135,6 +137,7 @@ void DecoderLayer<T>::forward(const Context& context, const DocumentPositions& d
 
 template <class T>
 void DecoderLayer<T>::recompute(const Context& context, const DocumentPositions& documents, Activations& a) const {
+  const TraceRange range("layer again");
   a.input_rstd = context.arena.vector<float>(a.input.rows, "norm");
   const MatrixView<T> normed = context.arena.matrix<T>(a.input.rows, hidden_size_, "normed input");
   rms_norm<T>(context.stream, a.input, vector_value(input_norm_), norm_eps_, normed, a.input_rstd);
@@ -216,6 +219,7 @@ void DecoderLayer<T>::attend(const Context& context, const DocumentPositions& do
 template <class T>
 void DecoderLayer<T>::backward(const Context& context, const DocumentPositions& documents, const Activations& a,
                                Communicator* kv_group, MatrixView<T> d_residual) const {
+  const TraceRange range("layer backward");
   backward_mlp(context, a, d_residual);
   backward_attention(context, documents, a, kv_group, d_residual);
 }

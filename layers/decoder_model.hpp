@@ -48,7 +48,8 @@ class DecoderModel {
   };
   using ActivationsPtr = std::unique_ptr<Activations, ActivationsDeleter>;
 
-  /// Copies tokens and positions to the device once; the host does not wait for results.
+  /// Tokens and positions go to the device in one copy, from ordinary memory: on a GPU the host may wait there until
+  /// earlier work of the stream is done, and as well in backward for the order of the embedding's sums; nowhere else.
   /// hidden: the final norm's output, [tokens, hidden_size], or with sequence_parallel this rank's rows
   /// even_shard(tokens, tp_size, tp_rank) of it.
   [[nodiscard]] MatrixView<T> forward(const Context& context, const TokenBatch& batch, Recompute recompute,

@@ -1,5 +1,6 @@
 #include "layers/vocab_parallel_embedding.hpp"
 
+#include "core/trace.hpp"
 #include "core/transfer.hpp"
 #include "layers/embedding_rows.hpp"
 #include "layers/token_shards.hpp"
@@ -33,6 +34,7 @@ VocabParallelEmbedding<T>::VocabParallelEmbedding(ParameterSet<T>& parameters, c
 
 template <class T>
 MatrixView<T> VocabParallelEmbedding<T>::forward(const Context& context, VectorView<const std::int32_t> tokens) const {
+  const TraceRange range("embedding");
   const MatrixView<const T> weight = parameters_->value(weight_);
   const std::int64_t rows = local_tokens(context, tokens.size).size();
   const MatrixView<T> output = context.arena.matrix<T>(rows, weight.cols, "embedded tokens");
@@ -46,6 +48,7 @@ MatrixView<T> VocabParallelEmbedding<T>::forward(const Context& context, VectorV
 template <class T>
 void VocabParallelEmbedding<T>::backward(const Context& context, VectorView<const std::int32_t> tokens,
                                          VectorView<const std::int32_t> host_tokens, MatrixView<T> d_output) const {
+  const TraceRange range("embedding backward");
   const Arena::Scope scope(context.arena);
   const EmbeddingRuns runs = EmbeddingRuns::make(host_tokens, ids_);
   const VectorView<std::int32_t> order = copy_to_arena<std::int32_t>(context, runs.tokens);
