@@ -53,6 +53,8 @@ class HeadLoss {
   /// rows [vocab.rows(tp_rank)] of W. Throws Error(kData) on every rank for ids >= V, an unsorted or empty set, a
   /// missing gold, Error(kNonFinite) for non-finite hidden states. One all-gather of 3 float32 per token (plus, under
   /// sequence parallelism, one all-gather of the selected rows). Keeps what backward needs until the arena is rewound.
+  /// On a GPU hidden, weight and token_loss lie there, and the host waits once, at the end, for the sums and for whether
+  /// hidden states were finite; backward does not wait.
   virtual Output forward(const Context& context, MatrixView<const T> hidden, MatrixView<const T> weight,
                          const LossBatch& batch) = 0;
 
