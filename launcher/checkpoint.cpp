@@ -6,6 +6,7 @@
 
 #include "core/error.hpp"
 #include "core/file_io.hpp"
+#include "core/host_parts.hpp"
 #include "core/sha256.hpp"
 #include "launcher/checkpoint_manifest.hpp"
 #include "launcher/safetensors.hpp"
@@ -40,8 +41,8 @@ void start_folder(const fs::path& root, const fs::path& partial) {
   fs::create_directory(partial);
 }
 
-StoredFile write_rank_file(const fs::path& partial, int rank, const std::vector<ParameterSpec>& specs,
-                           const std::vector<OwnedPiece>& owned) {
+StoredFile write_rank_file(const Stream& stream, const fs::path& partial, int rank,
+                           const std::vector<ParameterSpec>& specs, const std::vector<OwnedPiece>& owned) {
   StoredFile file;
   file.name = fmt::format("rank-{:05}.safetensors", rank);
   std::vector<SafetensorsTensor> tensors;
@@ -61,7 +62,10 @@ StoredFile write_rank_file(const fs::path& partial, int rank, const std::vector<
     file.pieces.push_back(stored);
   }
   SafetensorsWriter writer(partial / file.name, tensors);
-  for (std::size_t t = 0; t < tensors.size(); ++t) writer.write<float>(tensors[t].name, values[t]);
+  HostParts<float> parts(stream, kPartElements, "a checkpoint");
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    parts.read(values[t], [&](std::int64_t, VectorView<const float> part) { writer.write(tensors[t].name, part); });
+  }
   writer.finish();
   file.bytes = static_cast<std::int64_t>(fs::file_size(partial / file.name));
   file.sha256 = sha256_file(partial / file.name, ErrorKind::kDisk);
@@ -147,9 +151,10 @@ CheckpointManifest describe(const ProcessGroups& groups, const TrainerState& sta
 
 }  // namespace
 
-std::filesystem::path save_checkpoint(const ProcessGroups& groups, const std::filesystem::path& root,
-                                      const TrainerState& state, const std::vector<ParameterSpec>& specs,
-                                      const std::vector<OwnedPiece>& owned, std::int64_t keep) {
+std::filesystem::path save_checkpoint(const Stream& stream, const ProcessGroups& groups,
+                                      const std::filesystem::path& root, const TrainerState& state,
+                                      const std::vector<ParameterSpec>& specs, const std::vector<OwnedPiece>& owned,
+                                      std::int64_t keep) {
   Communicator& world = *groups.world;
   const bool first = world.rank() == 0;
   const fs::path folder = root / step_folder_name(state.step), partial = folder.string() + ".tmp";
@@ -161,7 +166,7 @@ std::filesystem::path save_checkpoint(const ProcessGroups& groups, const std::fi
   try {
     rank_0([&] { start_folder(root, partial); });
     StoredFile mine;
-    agree(world, [&] { on_disk([&] { mine = write_rank_file(partial, world.rank(), specs, owned); }); });
+    agree(world, [&] { on_disk([&] { mine = write_rank_file(stream, partial, world.rank(), specs, owned); }); });
     auto files = gather_files(world, mine);
     rank_0([&] { publish(root, partial, folder, describe(groups, state, specs, std::move(files))); });
   } catch (const Error&) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/parameter.hpp"
+#include "core/stream.hpp"
 #include "optimizer/optimizer.hpp"
 #include "parallel/process_groups.hpp"
 
@@ -35,17 +36,19 @@ struct TrainerState {
 
 /// Writes a checkpoint and then drops others: this one stays, the newest before it up to `keep` in all, and the one of
 /// `best_step`. Those of later steps go: they belong to a course that the run has left. Collective over the world;
-/// every rank returns or throws alike. `owned`: Optimizer::owned_pieces(). Returns the folder.
-std::filesystem::path save_checkpoint(const ProcessGroups& groups, const std::filesystem::path& root,
-                                      const TrainerState& state, const std::vector<ParameterSpec>& specs,
-                                      const std::vector<OwnedPiece>& owned, std::int64_t keep);
+/// every rank returns or throws alike. `owned`: Optimizer::owned_pieces(), on the stream's device, written in parts
+/// through a little host memory. Returns the folder.
+std::filesystem::path save_checkpoint(const Stream& stream, const ProcessGroups& groups,
+                                      const std::filesystem::path& root, const TrainerState& state,
+                                      const std::vector<ParameterSpec>& specs, const std::vector<OwnedPiece>& owned,
+                                      std::int64_t keep);
 
-/// Fills `held` (Optimizer::held_pieces()) from a checkpoint of any tensor x data layout and ZeRO stage; each rank
-/// reads only what it holds, bit for bit, and hashes its share of the files. Names, shapes and frozen parameters must
-/// match. Empty `exp_avg` and `exp_avg_sq` are not read (an export wants the weights alone). Collective (errors are
-/// agreed).
-[[nodiscard]] TrainerState load_checkpoint(const ProcessGroups& groups, const std::filesystem::path& folder,
-                                           const std::vector<ParameterSpec>& specs,
+/// Fills `held` (Optimizer::held_pieces(), on the stream's device) from a checkpoint of any tensor x data layout and
+/// ZeRO stage; each rank reads only what it holds, bit for bit, and hashes its share of the files. Names, shapes and
+/// frozen parameters must match. Empty `exp_avg` and `exp_avg_sq` are not read (an export wants the weights alone).
+/// Collective (errors are agreed).
+[[nodiscard]] TrainerState load_checkpoint(const Stream& stream, const ProcessGroups& groups,
+                                           const std::filesystem::path& folder, const std::vector<ParameterSpec>& specs,
                                            const std::vector<OwnedPiece>& held);
 
 /// TrainerState alone.

@@ -3,6 +3,7 @@
 #include <map>
 
 #include "core/error.hpp"
+#include "core/host_parts.hpp"
 #include "launcher/checkpoint_manifest.hpp"
 #include "launcher/safetensors.hpp"
 #include "parallel/agree.hpp"
@@ -78,6 +79,30 @@ void read_runs(const SafetensorsReader& reader, const SafetensorsEntry& entry, c
   }
 }
 
+/// The runs of the held elements [begin, begin + count), counted from there.
+std::vector<Run> runs_within(const std::vector<Run>& runs, std::int64_t begin, std::int64_t count) {
+  std::vector<Run> within;
+  for (const Run& run : runs) {
+    const Range part = intersect({run.held, run.held + run.count}, {begin, begin + count});
+    if (part.size() > 0) within.push_back({run.stored + part.begin - run.held, part.begin - begin, part.size()});
+  }
+  return within;
+}
+
+/// Reads runs into a held view on a device. What lies between them keeps its values.
+void read_runs(const SafetensorsReader& reader, const SafetensorsEntry& entry, const std::vector<Run>& runs,
+               VectorView<float> held, std::vector<float>& span, HostParts<float>& parts) {
+  const std::int64_t first = runs.front().held, end = runs.back().held + runs.back().count;
+  const auto read_part = [&](std::int64_t begin, VectorView<float> part) {
+    read_runs(reader, entry, runs_within(runs, first + begin, part.size), part, span);
+  };
+  if (runs.size() == 1) {
+    parts.write(held.slice(first, end - first), read_part);
+  } else {
+    parts.change(held.slice(first, end - first), read_part);
+  }
+}
+
 void check_same_parameters(const std::string& what, const std::vector<StoredParameter>& stored,
                            const std::vector<ParameterSpec>& specs) {
   std::map<std::string, const StoredParameter*> by_name;
@@ -101,9 +126,9 @@ void check_same_parameters(const std::string& what, const std::vector<StoredPara
 /// Fills the held pieces from the stored ones, one file open at a time.
 class Loader {
  public:
-  Loader(const fs::path& folder, const CheckpointManifest& manifest, const std::vector<ParameterSpec>& specs,
-         const std::vector<OwnedPiece>& held)
-      : folder_(folder), manifest_(manifest), filled_(held.size(), 0) {
+  Loader(const Stream& stream, const fs::path& folder, const CheckpointManifest& manifest,
+         const std::vector<ParameterSpec>& specs, const std::vector<OwnedPiece>& held)
+      : folder_(folder), manifest_(manifest), filled_(held.size(), 0), parts_(stream, kPartElements, "a checkpoint") {
     std::map<std::string, std::size_t> index;
     for (std::size_t p = 0; p < manifest.parameters.size(); ++p) index[manifest.parameters[p].name] = p;
     wanted_.resize(manifest.parameters.size());
@@ -161,7 +186,7 @@ class Loader {
       require(entry.dtype == "F32" && entry.shape == std::vector<std::int64_t>{piece.elements.size()},
               ErrorKind::kCheckpoint, "{}: tensor \"{}\" is not F32 of shape [{}]", reader.path().string(), entry.name,
               piece.elements.size());
-      read_runs(reader, entry, runs, wanted.views[k], span_);
+      read_runs(reader, entry, runs, wanted.views[k], span_, parts_);
     }
   }
 
@@ -170,11 +195,12 @@ class Loader {
   std::vector<std::vector<Wanted>> wanted_;  // by parameter of the manifest
   std::vector<std::int64_t> filled_;         // elements, by held piece
   std::vector<float> span_;
+  HostParts<float> parts_;
 };
 
 }  // namespace
 
-TrainerState load_checkpoint(const ProcessGroups& groups, const std::filesystem::path& folder,
+TrainerState load_checkpoint(const Stream& stream, const ProcessGroups& groups, const std::filesystem::path& folder,
                              const std::vector<ParameterSpec>& specs, const std::vector<OwnedPiece>& held) {
   Communicator& world = *groups.world;
   CheckpointManifest manifest;
@@ -191,7 +217,7 @@ TrainerState load_checkpoint(const ProcessGroups& groups, const std::filesystem:
       require(problem.empty(), ErrorKind::kCheckpoint, "{}", problem);
     }
   });
-  agree(world, [&] { Loader(folder, manifest, specs, held).load(); });
+  agree(world, [&] { Loader(stream, folder, manifest, specs, held).load(); });
   return manifest.state;
 }
 

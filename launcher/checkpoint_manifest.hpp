@@ -41,6 +41,9 @@ struct CheckpointManifest {
   std::vector<StoredFile> files;
 };
 
+/// Elements of a device's tensors that are in host memory at a time.
+inline constexpr std::int64_t kPartElements = std::int64_t{4} << 20;
+
 inline constexpr const char* kStateKinds[] = {"master", "exp_avg", "exp_avg_sq"};
 
 /// "model.norm.weight/exp_avg/128": parameter, kind and first element of the piece.

@@ -40,9 +40,9 @@ void print_report(const RunConfig& config, const StoreManifest& manifest, std::i
 void describe(const IndexedDataset& dataset, const RunConfig& config, Session& session) {
   const DataStatistics statistics = count_data(dataset, config.data.sequence_length);
   if (!session.is_first()) return;
-  fmt::print(stderr, "{}: {} samples, {} targets; tensor {} x data {}\n", config.data.train,
+  fmt::print(stderr, "{}: {} samples, {} targets; tensor {} x data {}{}\n", config.data.train,
              format_count(statistics.samples), format_count(statistics.targets), session.groups().tp_size(),
-             session.groups().dp_size());
+             session.groups().dp_size(), session.on_device());
   if (statistics.truncated > 0) {
     fmt::print(stderr, "note: {} samples are longer than data.sequence_length and are truncated\n",
                format_count(statistics.truncated));

@@ -5,6 +5,7 @@
 #include "core/error.hpp"
 #include "core/file_io.hpp"
 #include "core/strict_json.hpp"
+#include "core/trace.hpp"
 #include "launcher/collection_report.hpp"
 #include "launcher/data_loader.hpp"
 #include "launcher/fault_injection.hpp"
@@ -104,7 +105,7 @@ class Collector {
     const std::int64_t units = num_units(dataset_);
     // The writers of a tensor-parallel group may have come to different commits; what one has, it does not write again.
     const std::int64_t first =
-        all_reduce_min(*session_.groups().tp, session_.stream(), std::min(units, writer_.resume_unit()));
+        all_reduce_min(*session_.groups().tp, session_.host(), std::min(units, writer_.resume_unit()));
     const auto rounds_before = [&](std::int64_t unit) { return (unit - dp_rank + dp_size - 1) / dp_size; };
     const std::int64_t first_round = std::max<std::int64_t>(0, rounds_before(first)), end = rounds_before(units);
     Prefetcher<std::vector<MicroBatch>> loader(first_round, end, [&](std::int64_t round) {
@@ -117,7 +118,7 @@ class Collector {
       if (fault_.reached("collect.unit", unit))
         fail(ErrorKind::kUsage, "REPRISE_FAULT: collect.unit has no action nan");
       for (const MicroBatch& batch : loader.next()) take(batch, unit);
-      stopped = all_reduce_max(*session_.groups().tp, session_.stream(), stop_requested() ? 1 : 0) > 0;
+      stopped = all_reduce_max(*session_.groups().tp, session_.host(), stop_requested() ? 1 : 0) > 0;
       if (stopped || round + 1 == end || (round + 1) % kUnitsPerCommit == 0) commit(unit + 1);
       progress.update(std::min(dataset_.size(), (round + 1) * dp_size * kSamplesPerUnit));
     }
@@ -129,10 +130,11 @@ class Collector {
 
  private:
   void take(const MicroBatch& batch, std::int64_t unit) {
+    const TraceRange range("collect");
     const Context context = session_.context();
     const Arena::Scope scope(context.arena);
     typename DecoderModel<T>::ActivationsPtr activations;
-    const MatrixView<T> hidden = model_.model->forward(context, batch.token_batch(), Recompute::kNone, activations);
+    const MatrixView<T> hidden = forward(context, batch, activations);
     const std::vector<std::int32_t> owners = sample_owners(batch, session_.groups().tp_size());
     const std::vector<SampleRecords> records = collect_top_k<T>(context, hidden, model_.model->head_weight(),
                                                                 model_.vocab, batch.collect_batch(owners), options_);
@@ -141,6 +143,12 @@ class Collector {
       writer_.append(sample);
       statistics_.current().add(sample, options_.k_max);
     }
+  }
+
+  MatrixView<T> forward(const Context& context, const MicroBatch& batch,
+                        typename DecoderModel<T>::ActivationsPtr& activations) {
+    const TraceRange range("forward");
+    return model_.model->forward(context, batch.token_batch(), Recompute::kNone, activations);
   }
 
   void commit(std::int64_t unit) {
@@ -168,9 +176,9 @@ Collected collect(Session& session, const RunConfig& config, const LoadedModel<T
   Collector<T> collector(session, config, model, dataset, provenance);
   Collected collected;
   const bool stopped = collector.run();
-  collected.stopped = all_reduce_max(session.world(), session.stream(), stopped ? 1 : 0) > 0;
+  collected.stopped = all_reduce_max(session.world(), session.host(), stopped ? 1 : 0) > 0;
   collected.statistics =
-      reduce_statistics(session.world(), session.stream(), collector.statistics(), config.replay.k_max);
+      reduce_statistics(session.world(), session.host(), collector.statistics(), config.replay.k_max);
   return collected;
 }
 

@@ -8,15 +8,19 @@
 #include <array>
 #include <cstdlib>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "core/elementwise.hpp"
+#include "core/error.hpp"
 #include "core/gemm.hpp"
 #include "launcher/commands.hpp"
+#include "launcher/gpu.hpp"
 #include "launcher/launch_environment.hpp"
 #include "launcher/machine_info.hpp"
 #include "launcher/progress.hpp"
 #include "launcher/text_table.hpp"
+#include "parallel/self_communicator.hpp"
 
 namespace reprise {
 
@@ -101,6 +105,68 @@ void look_at_libraries(Findings& findings) {
     findings.warnings.push_back(
         "mpirun refuses to run as root: set OMPI_ALLOW_RUN_AS_ROOT=1 and "
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1, or use another user");
+  }
+}
+
+// ---- GPUs ----------------------------------------------------------------------------------------------------------
+
+/// What `auto` makes of the GPUs that the ranks see, in words.
+std::string plan_in_words(const std::vector<RankGpus>& ranks, const DeviceOptions& options) {
+  const DevicePlan plan = plan_devices(ranks, options);
+  if (!plan.gpu) return "ranks compute on CPUs";
+  const auto per_host =
+      std::count_if(ranks.begin(), ranks.end(), [&](const RankGpus& rank) { return rank.host == ranks.front().host; });
+  const std::string ranks_text =
+      ranks.size() == 1 ? std::string("one rank computes on GPU 0")
+                        : fmt::format("{} ranks, {} on this host, compute on its GPUs 0-{}", ranks.size(), per_host,
+                                      *std::max_element(plan.numbers.begin(), plan.numbers.end()));
+  switch (plan.transport) {
+    case DeviceTransport::kHost: return ranks_text + "; several would use " + (ranks[0].nccl ? "nccl" : "staged");
+    case DeviceTransport::kNccl: return ranks_text + ", transport nccl";
+    case DeviceTransport::kStaged: return ranks_text + ", transport staged (by way of host memory)";
+  }
+  return "";
+}
+
+void look_at_gpus(const std::vector<RankGpus>& ranks, const DeviceOptions& options, Findings& findings) {
+  const GpuSupport support = gpu_support();
+  TextTable table("ll");
+  if (!support.built) {
+    if (std::filesystem::exists("/dev/nvidiactl")) {
+      findings.warnings.push_back(
+          "this machine has an NVIDIA driver, but this program was built without CUDA: cmake --preset cuda");
+    }
+    table.add({"CUDA", "not built in"});
+    return print_section("GPUs", table);
+  }
+  table.add({"CUDA", fmt::format("{} built in; driver {}{}", support.cuda_version,
+                                 support.driver_cuda.empty() ? "none" : "for CUDA " + support.driver_cuda,
+                                 support.driver.empty() ? "" : ", version " + support.driver)});
+  table.add({"NCCL", support.nccl_version.empty() ? "not built in" : support.nccl_version});
+  table.add({"cuDNN", "not needed: attention has kernels of its own"});
+  const std::vector<GpuInfo> gpus = visible_gpus();
+  for (std::size_t g = 0; g < gpus.size(); ++g) {
+    table.add({fmt::format("GPU {}", g),
+               fmt::format("{}, {}, compute capability {}", gpus[g].name, format_bytes(gpus[g].memory_bytes),
+                           capability_text(gpus[g].capability))});
+  }
+  try {
+    table.add({"auto", plan_in_words(ranks, options)});
+  } catch (const Error& error) {
+    findings.problems.emplace_back(error.what());
+  }
+  print_section("GPUs", table);
+  if (gpus.empty()) {
+    findings.warnings.push_back(
+        "this program was built with CUDA but sees no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES");
+  }
+  constexpr int kOldest = 80;
+  for (std::size_t g = 0; g < gpus.size(); ++g) {
+    if (gpus[g].capability >= kOldest) continue;
+    findings.problems.push_back(
+        fmt::format("GPU {} has compute capability {}: 8.0 is the least that the kernels are "
+                    "built for",
+                    g, capability_text(gpus[g].capability)));
   }
 }
 
@@ -248,15 +314,20 @@ void print_findings(const Findings& findings) {
 int doctor_command(const std::filesystem::path& run_file, Communicator* world) {
   std::vector<RankPlace> ranks;
   if (world != nullptr) ranks = gather_rank_places(*world);
+  const auto alone = make_self_communicator();
+  const std::vector<RankGpus> gpus = gather_rank_gpus(world != nullptr ? *world : *alone);
   Findings findings;
   if (world == nullptr || world->rank() == 0) {
     fmt::print("reprise {}\n", REPRISE_VERSION);
     look_at_machine(findings);
     look_at_libraries(findings);
+    std::optional<RunConfig> config;
+    if (!run_file.empty()) config = read_run_config(run_file, {});
+    look_at_gpus(gpus, config ? config->device_options() : DeviceOptions{}, findings);
     look_at_limits(findings);
     look_at_environment();
     if (world != nullptr) look_at_ranks(ranks, findings);
-    if (!run_file.empty()) look_at_paths(read_run_config(run_file, {}), findings);
+    if (config) look_at_paths(*config, findings);
     print_findings(findings);
   }
   auto problems = static_cast<std::int64_t>(findings.problems.size());

@@ -3,6 +3,8 @@
 #include <array>
 #include <numeric>
 
+#include "core/trace.hpp"
+#include "core/transfer.hpp"
 #include "launcher/data_loader.hpp"
 #include "launcher/prefetcher.hpp"
 #include "loss/loss.hpp"
@@ -23,7 +25,8 @@ std::vector<float> unit_log_probs(const Context& context, const DecoderModel<T>&
     const std::vector<float> ones(batch.row.size(), 1.0f);
     const LossBatch targets{batch.row, batch.gold, ones, {}, {}};
     const auto output = loss.forward(context, hidden, model.head_weight(), targets);
-    for (const float nats : output.token_loss) log_probs.push_back(-nats);
+    const auto losses = on_host(context.stream, output.token_loss);
+    for (const float nats : losses.view()) log_probs.push_back(-nats);
   }
   return log_probs;
 }
@@ -60,6 +63,7 @@ std::vector<float> gather_log_probs(Communicator& dp, const Stream& stream, cons
 template <class T>
 EvalResult evaluate(Session& session, const DecoderModel<T>& model, const IndexedDataset& dataset,
                     const EvaluationOptions& options) {
+  const TraceRange range("eval");
   const Context context = session.context();
   Communicator& dp = *session.groups().dp;
   const auto loss = make_head_loss<T>(Normalization::kFull, model.vocab());
@@ -79,12 +83,12 @@ EvalResult evaluate(Session& session, const DecoderModel<T>& model, const Indexe
     const std::vector<float> own = unit_log_probs(context, model, *loss, batches);
     double samples = 0.0;
     for (const MicroBatch& batch : batches) samples += static_cast<double>(batch.num_samples());
-    const Round round = gather_round(dp, session.stream(), std::accumulate(own.begin(), own.end(), 0.0),
+    const Round round = gather_round(dp, session.host(), std::accumulate(own.begin(), own.end(), 0.0),
                                      static_cast<double>(own.size()), samples);
     sum = std::accumulate(round.sums.begin(), round.sums.end(), sum);
     for (const double tokens : round.tokens) result.tokens += static_cast<std::int64_t>(tokens);
     for (const double count : round.samples) result.samples += static_cast<std::int64_t>(count);
-    if (options.on_log_probs) options.on_log_probs(gather_log_probs(dp, session.stream(), own, round));
+    if (options.on_log_probs) options.on_log_probs(gather_log_probs(dp, session.host(), own, round));
     if (options.progress != nullptr) {
       options.progress->update(std::min(dataset.size(), (r + 1) * dp_size * kSamplesPerUnit));
     }

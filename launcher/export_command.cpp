@@ -58,10 +58,11 @@ void export_command(Session& session, const ExportCommandOptions& options) {
     const ParameterSpec& spec = model->parameters.spec(p);
     if (!spec.frozen) masters.push_back({p, {0, spec.size()}, model->parameters.value(p).flat(), {}, {}});
   }
-  const TrainerState state = load_checkpoint(session.groups(), checkpoint, model->parameters.specs(), masters);
+  const TrainerState state =
+      load_checkpoint(session.stream(), session.groups(), checkpoint, model->parameters.specs(), masters);
   ExportOptions export_options;
   export_options.dtype = options.dtype;
-  export_hugging_face(session.stream(), session.groups(), model->parameters, source, options.output, export_options);
+  export_hugging_face(session.groups(), model->parameters, source, options.output, export_options);
   if (session.is_first()) {
     fmt::print("{}: the model after step {} ({})\n", options.output.string(), state.step, options.dtype);
   }

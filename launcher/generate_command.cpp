@@ -93,7 +93,7 @@ void run_generate(Session& session, const GenerateOptions& options) {
     const std::int64_t begin = std::min(total, round + dp.rank() * options.batch);
     const std::int64_t end = std::min(total, begin + options.batch);
     const auto own = generate(session, *model->model, {prompts.begin() + begin, prompts.begin() + end}, generator);
-    const auto texts = gather_texts(dp, session.stream(), own);
+    const auto texts = gather_texts(dp, session.host(), own);
     std::string lines;
     for (std::size_t i = 0; i < texts.size(); ++i) {
       lines += to_line(prompts[static_cast<std::size_t>(round) + i].id, texts[i]);

@@ -8,6 +8,8 @@
 #include "core/gemm.hpp"
 #include "core/math.hpp"
 #include "core/random.hpp"
+#include "core/transfer.hpp"
+#include "launcher/arg_max.hpp"
 
 namespace reprise {
 
@@ -40,6 +42,7 @@ class Generation {
   Generation(Session& session, const DecoderModel<T>& model, const std::vector<Prompt>& prompts,
              const GeneratorOptions& options)
       : context_(session.context()),
+        host_(session.host()),
         model_(model),
         prompts_(prompts),
         options_(options),
@@ -82,7 +85,9 @@ class Generation {
     }
     const MatrixView<T> hidden = model_.decode(context_, *cache_, {tokens, offsets});
     const auto rows = context_.arena.matrix<T>(static_cast<std::int64_t>(documents.size()), hidden.cols, "last rows");
-    gather_rows<T>(context_.stream, hidden, last_rows, rows);
+    const auto last = context_.arena.vector<std::int32_t>(rows.rows, "last rows");
+    copy_to_device<std::int32_t>(context_.stream, last_rows, last);
+    gather_rows<T>(context_.stream, hidden, last, rows);
     const std::vector<std::int32_t> chosen = choose(rows, documents);
     for (std::size_t i = 0; i < documents.size(); ++i) advance(documents[i], chosen[i], next[documents[i]]);
   }
@@ -104,16 +109,13 @@ class Generation {
     const auto logits = context_.arena.template matrix<float>(rows.rows, ids.size(), "logits");
     gemm<T, float>(context_.stream, Transpose::kNo, Transpose::kYes, 1.0f, rows,
                    model_.head_weight().row_range(0, ids.size()), 0.0f, logits);
-    std::vector<double> own(static_cast<std::size_t>(2 * rows.rows));
-    context_.stream.cpu().parallel_for(rows.rows, 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t row = begin; row < end; ++row) {
-        const Choice choice = best_of(logits.row(row), ids.begin, documents[static_cast<std::size_t>(row)]);
-        own[static_cast<std::size_t>(2 * row)] = static_cast<double>(choice.value);
-        own[static_cast<std::size_t>(2 * row + 1)] = static_cast<double>(choice.id);
-      }
-    });
+    const std::vector<Choice> choices =
+        options_.temperature > 0.0 ? draw(logits, ids.begin, documents) : take(logits, ids.begin);
+    std::vector<double> own;
+    for (const Choice& choice : choices)
+      own.insert(own.end(), {static_cast<double>(choice.value), static_cast<double>(choice.id)});
     std::vector<double> all(own.size() * static_cast<std::size_t>(tp.size()));
-    tp.all_gather<double>(context_.stream, own, all);
+    tp.all_gather<double>(host_, own, all);
     std::vector<std::int32_t> chosen;
     for (std::size_t row = 0; row < documents.size(); ++row) {
       Choice best;
@@ -128,20 +130,44 @@ class Generation {
     return chosen;
   }
 
-  [[nodiscard]] Choice best_of(VectorView<const float> logits, std::int64_t first_id, std::size_t document) const {
+  /// This rank's largest logit of every row.
+  std::vector<Choice> take(MatrixView<const float> logits, std::int64_t first_id) {
+    const auto best = context_.arena.vector<ArgMax>(logits.rows, "largest logits");
+    arg_max_rows(context_.stream, logits, best);
+    std::vector<Choice> choices;
+    const auto on_this_host = on_host(context_.stream, best);
+    for (const ArgMax& row : on_this_host.view()) choices.push_back({row.value, row.col < 0 ? -1 : first_id + row.col});
+    return choices;
+  }
+
+  /// The same with noise, made on the host.
+  std::vector<Choice> draw(MatrixView<const float> logits, std::int64_t first_id,
+                           const std::vector<std::size_t>& documents) {
+    std::vector<Choice> choices(documents.size());
+    const auto values = on_host(context_.stream, logits.flat());
+    const MatrixView<const float> rows(values.view(), logits.rows, logits.cols);
+    host_.cpu().parallel_for(rows.rows, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = begin; row < end; ++row) {
+        const auto index = static_cast<std::size_t>(row);
+        choices[index] = noisy_best_of(rows.row(row), first_id, documents[index]);
+      }
+    });
+    return choices;
+  }
+
+  [[nodiscard]] Choice noisy_best_of(VectorView<const float> logits, std::int64_t first_id,
+                                     std::size_t document) const {
     Choice best;
     for (std::int64_t i = 0; i < logits.size; ++i) {
-      float value = logits[i];
-      if (options_.temperature > 0.0) {
-        value = static_cast<float>(value / options_.temperature) +
-                gumbel_noise(options_.seed, prompts_[document].id, fed_[document], first_id + i);
-      }
+      const float value = static_cast<float>(logits[i] / options_.temperature) +
+                          gumbel_noise(options_.seed, prompts_[document].id, fed_[document], first_id + i);
       best.offer(std::isnan(value) ? std::numeric_limits<float>::infinity() : value, first_id + i);
     }
     return best;
   }
 
   Context context_;
+  const Stream& host_;
   const DecoderModel<T>& model_;
   const std::vector<Prompt>& prompts_;
   const GeneratorOptions& options_;

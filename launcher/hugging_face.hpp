@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "core/parameter.hpp"
-#include "core/stream.hpp"
 #include "launcher/safetensors.hpp"
 #include "layers/decoder_config.hpp"
 #include "parallel/process_groups.hpp"
@@ -47,9 +46,9 @@ class WeightFiles {
 void check_weights(const WeightFiles& files, const std::filesystem::path& folder, bool tie_word_embeddings,
                    const std::vector<ParameterSpec>& specs);
 
-/// Reads this rank's blocks of every parameter, converted to T; no other bytes are kept. Tensors are checked as by
-/// check_weights. A tied model may carry an lm_head.weight that equals the embedding.
-/// No communication.
+/// Reads this rank's blocks of every parameter, converted to T, onto the parameters' device; no other bytes are kept.
+/// Tensors are checked as by check_weights. A tied model may carry an lm_head.weight that equals the embedding. No
+/// communication.
 template <class T>
 void load_hugging_face(const std::filesystem::path& folder, bool tie_word_embeddings, ParameterSet<T>& parameters);
 
@@ -67,11 +66,10 @@ struct ExportOptions {
 /// bytes when the dtype is the source's. Built in `<output>.part` and renamed.
 ///
 /// Collective over tp of dp rank 0; other dp ranks return at once. Tensor by tensor, in pieces of rows, the
-/// ranks send their blocks to tp rank 0 (one all-to-all a piece), which writes.
+/// ranks send their blocks by host memory to tp rank 0 (one all-to-all a piece), which writes.
 template <class T>
-void export_hugging_face(const Stream& stream, const ProcessGroups& groups, ParameterSet<T>& parameters,
-                         const std::filesystem::path& source, const std::filesystem::path& output,
-                         const ExportOptions& options = {});
+void export_hugging_face(const ProcessGroups& groups, ParameterSet<T>& parameters, const std::filesystem::path& source,
+                         const std::filesystem::path& output, const ExportOptions& options = {});
 
 /// SHA-256 (hex) over the names and tree hashes of config.json and the weight files; see cached_sha256_tree for `world`
 /// and `cache`.

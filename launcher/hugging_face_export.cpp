@@ -4,11 +4,14 @@
 #include <optional>
 
 #include "core/strict_json.hpp"
+#include "core/transfer.hpp"
 #include "launcher/hugging_face.hpp"
 
 namespace reprise {
 
 namespace {
+
+const Stream kHost{CpuStream{}};
 
 constexpr std::int64_t kCopyBytes = std::int64_t{4} << 20;
 
@@ -20,14 +23,13 @@ struct Block {
 
 /// blocks[parameter][tp rank], the same on every rank. One all-gather.
 template <class T>
-std::vector<std::vector<Block>> exchange_blocks(const Stream& stream, Communicator& tp,
-                                                const ParameterSet<T>& parameters) {
+std::vector<std::vector<Block>> exchange_blocks(Communicator& tp, const ParameterSet<T>& parameters) {
   std::vector<std::int64_t> own;
   for (const ParameterSpec& spec : parameters.specs()) {
     own.insert(own.end(), {spec.row_begin, spec.row_end, spec.col_begin, spec.col_end});
   }
   std::vector<std::int64_t> all(own.size() * static_cast<std::size_t>(tp.size()));
-  tp.all_gather<std::int64_t>(stream, own, all);
+  tp.all_gather<std::int64_t>(kHost, own, all);
   std::vector<std::vector<Block>> blocks(parameters.specs().size());
   for (std::size_t p = 0; p < blocks.size(); ++p) {
     std::int64_t covered = 0;
@@ -47,7 +49,7 @@ std::vector<std::vector<Block>> exchange_blocks(const Stream& stream, Communicat
   return blocks;
 }
 
-/// Rows `piece` of a whole parameter, on tp rank 0 (empty elsewhere). One all-to-all.
+/// Rows `piece` of a whole parameter, on tp rank 0 (empty elsewhere). `own`: on the stream's device. One all-to-all.
 template <class T>
 std::vector<T> gather_rows(const Stream& stream, Communicator& tp, const std::vector<Block>& blocks,
                            MatrixView<const T> own, std::int64_t global_cols, Range piece) {
@@ -62,7 +64,8 @@ std::vector<T> gather_rows(const Stream& stream, Communicator& tp, const std::ve
   const std::int64_t total = std::accumulate(receive_counts.begin(), receive_counts.end(), std::int64_t{0});
   std::vector<T> received(static_cast<std::size_t>(total));
   const std::int64_t first = own_part.size() == 0 ? 0 : own_part.begin - blocks[rank].rows.begin;
-  tp.all_to_all<T>(stream, own.row_range(first, own_part.size()).flat(), send_counts, received, receive_counts);
+  const auto sent = on_host(stream, own.row_range(first, own_part.size()).flat());
+  tp.all_to_all<T>(kHost, sent.view(), send_counts, received, receive_counts);
   if (rank != 0) return {};
 
   std::vector<T> rows(static_cast<std::size_t>(piece.size() * global_cols));
@@ -200,14 +203,13 @@ void finish_folder(const std::filesystem::path& part, const std::filesystem::pat
 }  // namespace
 
 template <class T>
-void export_hugging_face(const Stream& stream, const ProcessGroups& groups, ParameterSet<T>& parameters,
-                         const std::filesystem::path& source, const std::filesystem::path& output,
-                         const ExportOptions& options) {
+void export_hugging_face(const ProcessGroups& groups, ParameterSet<T>& parameters, const std::filesystem::path& source,
+                         const std::filesystem::path& output, const ExportOptions& options) {
   if (groups.dp_rank() != 0) return;
   if (!options.dtype.empty()) (void)safetensors_name(options.dtype);
   Communicator& tp = *groups.tp;
   const bool writes = tp.rank() == 0;
-  const auto blocks = exchange_blocks(stream, tp, parameters);
+  const auto blocks = exchange_blocks(tp, parameters);
 
   ShardPlan plan;
   std::filesystem::path part;
@@ -230,7 +232,7 @@ void export_hugging_face(const Stream& stream, const ProcessGroups& groups, Para
     for (std::int64_t row = 0; row < spec.global_rows; row += step) {
       const Range piece{row, std::min(row + step, spec.global_rows)};
       const std::vector<T> rows =
-          gather_rows<T>(stream, tp, blocks[index], parameters.value(p), spec.global_cols, piece);
+          gather_rows<T>(parameters.stream(), tp, blocks[index], parameters.value(p), spec.global_cols, piece);
       if (writes) writer->write<T>(spec.name, rows);
     }
   }
@@ -243,11 +245,9 @@ void export_hugging_face(const Stream& stream, const ProcessGroups& groups, Para
   tp.barrier();  // no rank is done before the folder is there
 }
 
-template void export_hugging_face<float>(const Stream&, const ProcessGroups&, ParameterSet<float>&,
-                                         const std::filesystem::path&, const std::filesystem::path&,
-                                         const ExportOptions&);
-template void export_hugging_face<BFloat16>(const Stream&, const ProcessGroups&, ParameterSet<BFloat16>&,
-                                            const std::filesystem::path&, const std::filesystem::path&,
-                                            const ExportOptions&);
+template void export_hugging_face<float>(const ProcessGroups&, ParameterSet<float>&, const std::filesystem::path&,
+                                         const std::filesystem::path&, const ExportOptions&);
+template void export_hugging_face<BFloat16>(const ProcessGroups&, ParameterSet<BFloat16>&, const std::filesystem::path&,
+                                            const std::filesystem::path&, const ExportOptions&);
 
 }  // namespace reprise

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "core/host_parts.hpp"
 #include "core/sha256.hpp"
 #include "core/strict_json.hpp"
 #include "launcher/hash_cache.hpp"
@@ -12,6 +13,7 @@ namespace reprise {
 
 namespace {
 
+constexpr std::int64_t kPartElements = std::int64_t{8} << 20;  // on their way to a device
 constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr const char* kHead = "lm_head.weight";
@@ -80,7 +82,8 @@ void check_tied_head(const WeightFiles& files, ParameterSet<T>& parameters) {
     rows.resize(static_cast<std::size_t>(count * spec.cols()));
     file.read<T>(head, {spec.row_begin + begin, spec.row_begin + begin + count}, {spec.col_begin, spec.col_end},
                  {rows, count, spec.cols()});
-    equal = std::memcmp(rows.data(), embedding.row(begin).data, rows.size() * sizeof(T)) == 0;
+    const auto held = on_host(parameters.stream(), embedding.row_range(begin, count).flat());
+    equal = std::memcmp(rows.data(), held.view().data, rows.size() * sizeof(T)) == 0;
   }
   require(equal, ErrorKind::kUsage,
           "{}: {} differs from {}, but config.json has tie_word_embeddings = true; set it to false or drop the head",
@@ -178,10 +181,16 @@ template <class T>
 void load_hugging_face(const std::filesystem::path& folder, bool tie_word_embeddings, ParameterSet<T>& parameters) {
   const WeightFiles files(folder);
   check_weights(files, folder, tie_word_embeddings, parameters.specs());
+  HostParts<T> parts(parameters.stream(), kPartElements, "the loading of weights");
   for (std::int64_t i = 0; i < parameters.count(); ++i) {
     const ParameterSpec& spec = parameters.spec(i);
-    files.file(spec.name).read<T>(files.entry(spec.name), {spec.row_begin, spec.row_end},
-                                  {spec.col_begin, spec.col_end}, parameters.value(i));
+    const SafetensorsReader& file = files.file(spec.name);
+    const SafetensorsEntry& entry = files.entry(spec.name);
+    const auto read_rows = [&](std::int64_t begin, VectorView<T> part) {
+      const std::int64_t row = spec.row_begin + begin / spec.cols(), rows = part.size / spec.cols();
+      file.read<T>(entry, {row, row + rows}, {spec.col_begin, spec.col_end}, {part, rows, spec.cols()});
+    };
+    parts.write(parameters.value(i).flat(), read_rows, std::max<std::int64_t>(1, spec.cols()));
   }
   if (tie_word_embeddings) check_tied_head(files, parameters);
 }

@@ -10,6 +10,7 @@
 #include <map>
 #include <thread>
 
+#include "core/error.hpp"
 #include "core/random.hpp"
 
 namespace reprise {
@@ -20,16 +21,6 @@ namespace {
 int number_of(const char* name, int fallback) {
   const char* text = std::getenv(name);
   return text == nullptr || *text == '\0' ? fallback : std::atoi(text);
-}
-
-/// Tells this host from others.
-std::uint64_t host_id() {
-  std::array<char, 256> name{};
-  ::gethostname(name.data(), name.size() - 1);
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  const std::string text = std::string(name.data()) + boot;
-  return hash_bytes(text.data(), text.size());
 }
 
 }  // namespace
@@ -45,6 +36,25 @@ LaunchEnvironment detect_launch() {
   launch.rank = number_of("OMPI_COMM_WORLD_RANK", number_of("PMIX_RANK", srun ? number_of("SLURM_PROCID", 0) : 0));
   launch.size = number_of("OMPI_COMM_WORLD_SIZE", number_of("SLURM_STEP_NUM_TASKS", 1));
   return launch;
+}
+
+void check_process_manager() {
+  const char* const tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  const bool has_process_manager = std::getenv("PMIX_RANK") != nullptr || std::getenv("PMI_RANK") != nullptr ||
+                                   std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;
+  require(tasks == nullptr || std::atoi(tasks) <= 1 || has_process_manager, ErrorKind::kCommunication,
+          "srun started {} tasks without PMIx, so they cannot find each other: use `srun --mpi=pmix` "
+          "(`srun --mpi=list` shows what this cluster has) or `mpirun` inside the allocation",
+          tasks == nullptr ? "" : tasks);
+}
+
+std::uint64_t host_id() {
+  std::array<char, 256> name{};
+  ::gethostname(name.data(), name.size() - 1);
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  const std::string text = std::string(name.data()) + boot;
+  return hash_bytes(text.data(), text.size());
 }
 
 std::vector<int> affinity_cores() {

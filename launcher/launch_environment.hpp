@@ -17,6 +17,13 @@ struct LaunchEnvironment {
 };
 [[nodiscard]] LaunchEnvironment detect_launch();
 
+/// Throws Error(kCommunication) with the remedy where srun started several tasks without a PMIx plugin: MPI would make
+/// as many worlds of one rank of them, or fail deep inside its start. To be called before MPI starts.
+void check_process_manager();
+
+/// Tells this host from others.
+[[nodiscard]] std::uint64_t host_id();
+
 /// The logical cores that this process may run on.
 [[nodiscard]] std::vector<int> affinity_cores();
 /// Cores that the control group's CPU quota is worth (containers); 0 = no quota.

@@ -21,7 +21,7 @@ struct StepMetrics {
   std::optional<AngleStatistics> angles;
   std::optional<double> out_of_set_mass;
   double head_ms = 0.0, step_ms = 0.0, tokens_per_second = 0.0;
-  std::int64_t memory_bytes = 0;  ///< peak resident memory of the largest rank
+  std::int64_t memory_bytes = 0;  ///< peak of the largest rank, resident and on its GPU
 };
 
 /// `<run>/metrics.jsonl`: first line {"schema": 1, ...}, then one object a step ("step loss lr grad_norm angle_mean

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "launcher/device_plan.hpp"
 #include "loss/loss.hpp"
 #include "loss/top_k.hpp"
 #include "optimizer/optimizer.hpp"
@@ -74,7 +75,8 @@ struct RunConfig {
   struct Parallel {
     std::int64_t tensor = 1;
     bool sequence_parallel = false;
-    std::string transport = "auto";  ///< auto | self | thread | mpi
+    std::string device = "auto";     ///< auto | cpu | cuda
+    std::string transport = "auto";  ///< auto | self | thread | mpi | nccl | staged
   } parallel;
   struct Run {
     std::string folder = "runs/default";
@@ -84,6 +86,7 @@ struct RunConfig {
   [[nodiscard]] Normalization normalization() const;
   [[nodiscard]] TopKOptions top_k_options() const;
   [[nodiscard]] OptimizerOptions optimizer_options() const;
+  [[nodiscard]] DeviceOptions device_options() const { return {parallel.device, parallel.transport, run.folder}; }
   [[nodiscard]] ScheduleOptions schedule_options(std::int64_t total_steps) const;
 };
 

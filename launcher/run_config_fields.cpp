@@ -32,7 +32,7 @@ std::vector<Field> make_fields() {
   constexpr double kLargestId = 2147483647.0;
   return {
       {REPRISE_FIELD(model, path), "Hugging Face folder: config.json, safetensors, tokenizer files", not_empty()},
-      {REPRISE_FIELD(model, dtype), "storage of parameters and activations; sums are float32",
+      {REPRISE_FIELD(model, dtype), "storage of parameters and activations, bfloat16 on a GPU; sums are float32",
        one_of({"float32", "bfloat16"})},
 
       {REPRISE_FIELD(data, train), "prefix of .bin .idx (.mask.bin .weight.bin)", not_empty()},
@@ -100,8 +100,10 @@ std::vector<Field> make_fields() {
       {REPRISE_FIELD(parallel, tensor), "ranks that share one copy of the model; data = world / tensor",
        between(1, 65536)},
       {REPRISE_FIELD(parallel, sequence_parallel), "activations between the sharded layers sharded over tokens"},
-      {REPRISE_FIELD(parallel, transport), "auto = mpi under mpirun or srun, else self",
-       one_of({"auto", "self", "thread", "mpi"})},
+      {REPRISE_FIELD(parallel, device), "where ranks compute; auto = a GPU where one is seen",
+       one_of({"auto", "cpu", "cuda"})},
+      {REPRISE_FIELD(parallel, transport), "auto = what fits launcher and device",
+       one_of({"auto", "self", "thread", "mpi", "nccl", "staged"})},
 
       {REPRISE_FIELD(run, folder), "metrics, checkpoints, provenance", not_empty()},
   };

@@ -16,14 +16,14 @@ namespace {
 
 /// Keys that may change between the parts of a run: they move files, ranks or reports, not the mathematics. Contents
 /// of files are compared by their hashes.
-constexpr std::array<std::string_view, 20> kFreeKeys = {
-    "model.path",          "data.train",        "data.eval",
-    "data.pack",           "replay.store",      "train.steps",
-    "train.epochs",        "train.micro_batch", "train.recompute",
-    "train.keep",          "train.eval_every",  "train.checkpoint_every",
-    "train.log_every",     "train.probe_every", "optimizer.zero_stage",
-    "optimizer.max_skips", "parallel.tensor",   "parallel.sequence_parallel",
-    "parallel.transport",  "run.folder"};
+constexpr std::array<std::string_view, 21> kFreeKeys = {
+    "model.path",          "data.train",         "data.eval",
+    "data.pack",           "replay.store",       "train.steps",
+    "train.epochs",        "train.micro_batch",  "train.recompute",
+    "train.keep",          "train.eval_every",   "train.checkpoint_every",
+    "train.log_every",     "train.probe_every",  "optimizer.zero_stage",
+    "optimizer.max_skips", "parallel.tensor",    "parallel.sequence_parallel",
+    "parallel.device",     "parallel.transport", "run.folder"};
 
 void remove_earlier_run(const RunFolder& folder) {
   for (const auto& path : {folder.metrics(), folder.checkpoints(), folder.provenance(), folder.run_toml()}) {
@@ -31,6 +31,22 @@ void remove_earlier_run(const RunFolder& folder) {
     std::filesystem::remove_all(path, error);
     require(!error, ErrorKind::kDisk, "{}: cannot be removed: {}", path.string(), error.message());
   }
+}
+
+nlohmann::ordered_json device_json(const Session& session) {
+  const GpuInfo* const gpu = session.gpu();
+  if (gpu == nullptr) return {{"kind", "cpu"}};
+  const GpuSupport support = gpu_support();
+  nlohmann::ordered_json json = {{"kind", "cuda"},
+                                 {"name", gpu->name},
+                                 {"memory_bytes", gpu->memory_bytes},
+                                 {"capability", capability_text(gpu->capability)},
+                                 {"transport", session.device_transport()},
+                                 {"cuda", support.cuda_version},
+                                 {"driver_cuda", support.driver_cuda}};
+  if (!support.driver.empty()) json["driver"] = support.driver;
+  if (!support.nccl_version.empty()) json["nccl"] = support.nccl_version;
+  return json;
 }
 
 }  // namespace
@@ -55,7 +71,8 @@ void write_provenance(const RunFolder& folder, const RunConfig& config, Session&
   json["layout"] = {{"tensor", session.groups().tp_size()},
                     {"data", session.groups().dp_size()},
                     {"sequence_parallel", config.parallel.sequence_parallel},
-                    {"threads_per_rank", session.stream().cpu().num_threads()}};
+                    {"threads_per_rank", session.host().cpu().num_threads()}};
+  json["device"] = device_json(session);
   const MachineInfo machine = read_machine_info();
   json["host"] = machine.host;
   json["system"] = machine.system;

@@ -32,7 +32,8 @@ class RunFolder {
   std::optional<FolderLock> lock_;
 };
 
-/// Writes run.toml and provenance.json: versions, hashes of what went in, BLAS kernels, CPU, layout. Rank 0 only.
+/// Writes run.toml and provenance.json: versions, hashes of what went in, BLAS kernels, CPU, GPU and its
+/// driver, layout. Rank 0 only.
 void write_provenance(const RunFolder& folder, const RunConfig& config, Session& session,
                       const StoreProvenance& inputs);
 

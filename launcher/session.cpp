@@ -1,12 +1,15 @@
 #include "launcher/session.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -14,8 +17,11 @@
 #include "core/error.hpp"
 #include "core/gemm.hpp"
 #include "launcher/launch_environment.hpp"
+#include "parallel/agree.hpp"
 #include "parallel/mpi_communicator.hpp"
+#include "parallel/nccl_communicator.hpp"
 #include "parallel/self_communicator.hpp"
+#include "parallel/staged_communicator.hpp"
 #include "parallel/thread_communicator.hpp"
 
 namespace reprise {
@@ -76,6 +82,7 @@ void print_failure_once(const Failure& failure, int world_size) {
 using Body = std::function<void(Communicator& world, int threads)>;
 
 int run_with_mpi(int argc, char** argv, const RankOptions& options, const Body& body) {
+  check_process_manager();
   MpiEnvironment mpi(&argc, &argv);
   const auto world = mpi.world();
   try {
@@ -143,6 +150,10 @@ int run_with(int argc, char** argv, const RankOptions& options, const Body& body
   return threads ? run_with_threads(options, body) : run_alone(options, body);
 }
 
+std::string log_file(const DeviceOptions& device, int rank) {
+  return device.log_folder.empty() ? "" : fmt::format("{}/nccl-rank-{:05}.log", device.log_folder, rank);
+}
+
 volatile std::sig_atomic_t stop_signal = 0;
 
 extern "C" void note_stop_signal(int) {
@@ -151,25 +162,45 @@ extern "C" void note_stop_signal(int) {
 
 }  // namespace
 
-Session::Session(Communicator& world, std::int64_t tensor_size, bool sequence_parallel, int threads)
-    : pool_(threads),
-      stream_(CpuStream{&pool_}),
-      arena_(stream_),
-      groups_(ProcessGroups::make(world, static_cast<int>(tensor_size))),
-      sequence_parallel_(sequence_parallel) {}
+Session::Session(Communicator& world, std::int64_t tensor_size, bool sequence_parallel, int threads,
+                 const DeviceOptions& device)
+    : pool_(threads), host_(CpuStream{&pool_}), stream_(host_), arena_(host_), sequence_parallel_(sequence_parallel) {
+  const DevicePlan plan = plan_devices(gather_rank_gpus(world), device);
+  transport_ = plan.transport;
+  if (plan.gpu) {
+    agree(world, [&] { gpu_ = open_gpu(plan.numbers[static_cast<std::size_t>(world.rank())]); });
+    stream_ = gpu_->stream();
+    arena_ = Arena(stream_);
+    device_world_ = transport_ == DeviceTransport::kNccl
+                        ? make_nccl_communicator(world, stream_, {.log_file = log_file(device, world.rank())})
+                        : make_staged_communicator(world, {.host = CpuStream{&pool_}});
+  }
+  groups_ = ProcessGroups::make(device_world_ ? *device_world_ : world, static_cast<int>(tensor_size));
+}
+
+std::string Session::on_device() const {
+  if (!gpu_) return "";
+  return world().size() > 1 ? fmt::format(" on {} ({})", gpu_->info().name, device_transport())
+                            : fmt::format(" on {}", gpu_->info().name);
+}
+
+std::int64_t Session::peak_memory_bytes() const {
+  return reprise::peak_memory_bytes() + (gpu_ ? gpu_->peak_memory_bytes() : 0);
+}
 
 void check_transport(const RankOptions& options) {
   const LaunchEnvironment launch = detect_launch();
   require(options.thread_ranks >= 1, ErrorKind::kUsage, "{} ranks: must be at least 1", options.thread_ranks);
   const std::string& transport = options.transport;
-  require(transport == "auto" || transport == "self" || transport == "thread" || transport == "mpi", ErrorKind::kUsage,
-          "parallel.transport = \"{}\": must be one of \"auto\", \"self\", \"thread\", \"mpi\"", transport);
+  constexpr std::array kTransports = {"auto", "self", "thread", "mpi", "nccl", "staged"};
+  require(std::find(kTransports.begin(), kTransports.end(), transport) != kTransports.end(), ErrorKind::kUsage,
+          "parallel.transport = \"{}\": must be one of \"{}\"", transport, fmt::join(kTransports, "\", \""));
   require(
-      !launch.mpi || transport == "auto" || transport == "mpi", ErrorKind::kUsage,
+      !launch.mpi || (transport != "self" && transport != "thread"), ErrorKind::kUsage,
       "{} started {} processes, but parallel.transport = \"{}\" makes each of them a job of its own; use \"auto\" or "
       "\"mpi\"",
       launch.launcher, launch.size, transport);
-  const bool threads = transport == "thread" || (transport == "auto" && !launch.mpi);
+  const bool threads = !launch.mpi && transport != "self" && transport != "mpi";
   require(options.thread_ranks == 1 || threads, ErrorKind::kUsage,
           "--ranks {} makes ranks as threads of one process; leave it away under mpirun or srun, and with "
           "parallel.transport = \"{}\"",

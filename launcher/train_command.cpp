@@ -4,6 +4,7 @@
 
 #include "core/error.hpp"
 #include "core/file_io.hpp"
+#include "core/trace.hpp"
 #include "launcher/checkpoint.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/evaluator.hpp"
@@ -97,7 +98,8 @@ bool TrainRun<T>::resume() {
   }
   require_same_run(folder_, read_trainer_state(found->folder), config_, data_.provenance());
   Optimizer<T>& optimizer = trainer_->optimizer();
-  state_ = load_checkpoint(session_.groups(), found->folder, model_->parameters.specs(), optimizer.held_pieces());
+  state_ = load_checkpoint(session_.stream(), session_.groups(), found->folder, model_->parameters.specs(),
+                           optimizer.held_pieces());
   optimizer.set_steps_taken(state_.steps_taken);
   optimizer.publish_parameters(session_.context());
   saved_step_ = state_.step;
@@ -107,9 +109,9 @@ bool TrainRun<T>::resume() {
 template <class T>
 void TrainRun<T>::describe() const {
   const DataStatistics& statistics = data_.statistics();
-  fmt::print(stderr, "{}: {} samples, {} targets; tensor {} x data {}, {} steps of {} samples\n", config_.data.train,
+  fmt::print(stderr, "{}: {} samples, {} targets; tensor {} x data {}{}, {} steps of {} samples\n", config_.data.train,
              format_count(statistics.samples), format_count(statistics.targets), session_.groups().tp_size(),
-             session_.groups().dp_size(), config_.train.steps, config_.train.global_batch);
+             session_.groups().dp_size(), session_.on_device(), config_.train.steps, config_.train.global_batch);
   const auto tell = [](std::int64_t count, const char* what) {
     if (count > 0) fmt::print(stderr, "note: {} samples {}\n", format_count(count), what);
   };
@@ -144,13 +146,15 @@ bool TrainRun<T>::evaluate_all(Progress& progress) {
 template <class T>
 void TrainRun<T>::save(Progress& progress) {
   if (saved_step_ == state_.step) return;
+  const TraceRange range("checkpoint");
   state_.steps_taken = trainer_->optimizer().steps_taken();
   state_.next_sample = state_.step * config_.train.global_batch;
   state_.metrics_bytes = metrics_ ? metrics_->bytes() : 0;
   state_.run_toml = to_toml(config_);
   state_.model_fingerprint = data_.provenance().at("model");
-  const auto folder = save_checkpoint(session_.groups(), folder_.checkpoints(), state_, model_->parameters.specs(),
-                                      trainer_->optimizer().owned_pieces(), config_.train.keep);
+  const auto folder =
+      save_checkpoint(session_.stream(), session_.groups(), folder_.checkpoints(), state_, model_->parameters.specs(),
+                      trainer_->optimizer().owned_pieces(), config_.train.keep);
   saved_step_ = state_.step;
   progress.print(fmt::format("step {}: checkpoint {}", state_.step, folder.string()));
 }
@@ -159,8 +163,8 @@ template <class T>
 void TrainRun<T>::measure_memory(std::int64_t steps_here) {
   const bool last = state_.step == config_.train.steps;
   if (steps_here > kFirstMemorySteps && state_.step % kMemoryEvery != 0 && !last) return;
-  std::int64_t bytes = peak_memory_bytes();
-  session_.world().all_reduce<std::int64_t>(session_.stream(), {&bytes, 1}, ReduceOp::kMax);
+  std::int64_t bytes = session_.peak_memory_bytes();
+  session_.world().all_reduce<std::int64_t>(session_.host(), {&bytes, 1}, ReduceOp::kMax);
   memory_bytes_ = bytes;
 }
 

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "core/stopwatch.hpp"
 #include "launcher/metrics.hpp"
 #include "launcher/model_session.hpp"
 #include "launcher/run_config.hpp"
@@ -37,17 +38,18 @@ class Trainer {
   [[nodiscard]] Optimizer<T>& optimizer() { return *optimizer_; }
 
  private:
-  struct Progressed {
-    StepSums sums;
-    double head_seconds = 0.0;
-  };
   void accumulate(const Context& context, const PreparedMicroBatch& micro, VectorView<const std::int32_t> negatives,
-                  Progressed& progressed);
+                  StepSums& sums);
+  /// Forward and backward of the loss; false where the hidden states are not finite.
+  [[nodiscard]] bool head(const Context& context, MatrixView<const T> hidden, const LossBatch& batch,
+                          MatrixView<T> d_hidden, StepSums& sums);
+  void reduce(const Context& context, bool last);
 
   Session& session_;
   LoadedModel<T>& model_;
   Recompute recompute_;
   std::unique_ptr<HeadLoss<T>> loss_;
+  std::unique_ptr<Stopwatch> head_time_;
   std::unique_ptr<Optimizer<T>> optimizer_;
 };
 

@@ -3,7 +3,6 @@
 #include <mpi.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <limits>
@@ -238,18 +237,6 @@ class MpiCommunicator final : public Communicator {
   std::vector<std::byte> scratch_;
 };
 
-/// Slurm's `srun` without a PMIx plugin starts n worlds of one rank (or fails deep inside MPI_Init). The environment is
-/// the only witness, and it must be asked before MPI starts.
-void check_launcher() {
-  const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
-  const bool has_process_manager = std::getenv("PMIX_RANK") != nullptr || std::getenv("PMI_RANK") != nullptr ||
-                                   std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;
-  require(tasks == nullptr || std::atoi(tasks) <= 1 || has_process_manager, ErrorKind::kCommunication,
-          "srun started {} tasks without PMIx, so they cannot find each other: use `srun --mpi=pmix` "
-          "(`srun --mpi=list` shows what this cluster has) or `mpirun` inside the allocation",
-          tasks == nullptr ? "" : tasks);
-}
-
 void check_environment(int code, std::string_view what) {
   require(code == MPI_SUCCESS, ErrorKind::kCommunication, "{} failed with code {}", what, code);
 }
@@ -257,7 +244,6 @@ void check_environment(int code, std::string_view what) {
 }  // namespace
 
 MpiEnvironment::MpiEnvironment(int* argc, char*** argv) : unwinding_at_birth_(std::uncaught_exceptions()) {
-  check_launcher();
   int provided = 0;
   check_environment(MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
   check_environment(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");

@@ -12,7 +12,7 @@ namespace reprise {
 /// Finalizes only after a clean run: when destroyed while unwinding it leaves MPI to the abort path.
 class MpiEnvironment {
  public:
-  /// Throws Error(kCommunication) with the remedy where srun was started without PMIx.
+  /// Throws Error(kCommunication) when MPI does not start.
   MpiEnvironment(int* argc, char*** argv);
   ~MpiEnvironment();
   MpiEnvironment(const MpiEnvironment&) = delete;

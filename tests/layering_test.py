@@ -24,8 +24,6 @@ SUFFIXES = {".hpp", ".h", ".cpp", ".cu", ".cuh"}
 QUOTED = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
 ANGLED = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<([^>]+)>", re.MULTILINE)
 ENVIRONMENT = re.compile(r"\b(secure_)?getenv\b|\benviron\b")
-# Asks, before MPI starts, whether srun came without PMIx: how the process was started, no setting of ours.
-MAY_READ_ENVIRONMENT = {"parallel/mpi_communicator.cpp"}
 CUDA_HEADER = re.compile(r"^(cuda|cublas|cudnn|nccl|nvtx|nvToolsExt|cub/|mma\.h|cooperative_groups)")
 CUDA_FILE = re.compile(r"\.cuh?$|_cuda\.[a-z]+$|(^|/)nccl_[^/]*$|^core/cuda/")
 SIMD_FILE = re.compile(r"_simd\.cpp$")
@@ -64,7 +62,7 @@ def faults_of(sources):
         for header in ANGLED.findall(text):
             if CUDA_HEADER.match(header) and not CUDA_FILE.search(path):
                 faults.append(f"{path} includes <{header}> outside CUDA's own files")
-        if folder != "launcher" and path not in MAY_READ_ENVIRONMENT and ENVIRONMENT.search(text):
+        if folder != "launcher" and ENVIRONMENT.search(text):
             faults.append(f"{path} reads environment variables, which only launcher/ may")
         if SIMD_FILE.search(path):
             faults += [f"{path}: {fault}" for fault in simd_faults(path, sources, set())]

@@ -31,7 +31,7 @@ void save(Communicator& world, const fs::path& root, const StateLayout& layout, 
   const auto groups = ProcessGroups::make(world, layout.tensor);
   FakeState fake(layout, groups.tp_rank(), groups.dp_rank(), false);
   fake.fill(static_cast<std::uint64_t>(step));
-  (void)save_checkpoint(groups, root, state_of(step), fake.specs(), fake.owned(), 3);
+  (void)save_checkpoint(test_stream(), groups, root, state_of(step), fake.specs(), fake.owned(), 3);
 }
 
 void save_alone(const fs::path& root, std::int64_t step) {
@@ -89,7 +89,7 @@ TEST(CheckpointFaults, KilledAtAnyTimeASoundCheckpointRemains) {
     const auto step = static_cast<std::uint64_t>(step_of_folder_name(found->folder.filename().string()));
     FakeState fake({1, 1}, 0, 0, true);
     const auto world = make_self_communicator();
-    (void)load_checkpoint(ProcessGroups::make(*world, 1), found->folder, fake.specs(), fake.held());
+    (void)load_checkpoint(test_stream(), ProcessGroups::make(*world, 1), found->folder, fake.specs(), fake.held());
     EXPECT_EQ(fake.differences(step), 0);
   }
 }

@@ -1,10 +1,12 @@
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <vector>
 
 #include "launcher/checkpoint.hpp"
+#include "tests/support/device.hpp"
 
 namespace reprise {
 
@@ -16,7 +18,7 @@ struct StateLayout {
 
 /// Parameters and optimizer state of one rank of a small model, cut as ZeRO cuts: the blocks of a rank lie one behind
 /// the other in a flat buffer, which data-parallel ranks share evenly, so pieces begin and end in the middle of rows.
-/// Every element's bits (any bits, NaN included) follow from its place in the global tensor.
+/// Every element's bits (any bits, NaN included) follow from its place in the global tensor. On the device under test.
 class FakeState {
  public:
   FakeState(const StateLayout& layout, int tp_rank, int dp_rank, bool keep_copies) {
@@ -31,7 +33,7 @@ class FakeState {
 
     std::int64_t size = 0;
     for (const ParameterSpec& spec : specs_) size += spec.frozen ? 0 : spec.size();
-    for (auto& state : states_) state.assign(static_cast<std::size_t>(size), 0.0f);
+    for (auto& state : states_) state = Buffer<float>(test_stream(), size, "state");
     const Range shard = even_shard(size, layout.data, dp_rank);
     std::int64_t begin = 0;
     for (std::size_t p = 0; p < specs_.size(); ++p) {
@@ -51,18 +53,21 @@ class FakeState {
   [[nodiscard]] const std::vector<OwnedPiece>& held() const { return held_; }
 
   void fill(std::uint64_t seed) {
+    Host host = on_this_host();
     for (const OwnedPiece& part : held_) {
-      for_each(part, [&](VectorView<float> view, std::int64_t i, std::uint64_t place) {
-        view[i] = std::bit_cast<float>(bits(seed, place));
+      for_each(part, [&](std::size_t kind, std::size_t i, std::uint64_t place) {
+        host[kind][i] = std::bit_cast<float>(bits(seed, place));
       });
     }
+    for (std::size_t k = 0; k < host.size(); ++k) copy_to_device<float>(test_stream(), host[k], states_[k].view());
   }
   /// Elements of the held pieces that do not have the bits which `fill(seed)` gives.
   [[nodiscard]] std::int64_t differences(std::uint64_t seed) const {
     std::int64_t count = 0;
+    const Host host = on_this_host();
     for (const OwnedPiece& part : held_) {
-      for_each(part, [&](VectorView<float> view, std::int64_t i, std::uint64_t place) {
-        count += std::bit_cast<std::uint32_t>(view[i]) != bits(seed, place) ? 1 : 0;
+      for_each(part, [&](std::size_t kind, std::size_t i, std::uint64_t place) {
+        count += std::bit_cast<std::uint32_t>(host[kind][i]) != bits(seed, place) ? 1 : 0;
       });
     }
     return count;
@@ -87,9 +92,7 @@ class FakeState {
   }
 
   OwnedPiece piece(std::size_t parameter, std::int64_t begin, Range flat) {
-    const auto view = [&](std::vector<float>& state) {
-      return VectorView<float>(state.data() + flat.begin, flat.size());
-    };
+    const auto view = [&](Buffer<float>& state) { return state.view().slice(flat.begin, flat.size()); };
     return {static_cast<std::int64_t>(parameter),
             {flat.begin - begin, flat.end - begin},
             view(states_[0]),
@@ -97,16 +100,20 @@ class FakeState {
             view(states_[2])};
   }
 
+  using Host = std::array<std::vector<float>, 3>;
+  [[nodiscard]] Host on_this_host() const { return {to_host(states_[0]), to_host(states_[1]), to_host(states_[2])}; }
+
   template <class Body>
   void for_each(const OwnedPiece& part, const Body& body) const {
     const ParameterSpec& spec = specs_[static_cast<std::size_t>(part.parameter)];
-    const VectorView<float> views[] = {part.master, part.exp_avg, part.exp_avg_sq};
-    for (std::uint64_t kind = 0; kind < 3; ++kind) {
+    const auto begin = part.master.data - states_[0].view().data;
+    for (std::size_t kind = 0; kind < 3; ++kind) {
       for (std::int64_t i = 0; i < part.local.size(); ++i) {
         const std::int64_t element = part.local.begin + i;
         const std::int64_t row = spec.row_begin + element / spec.cols(), col = spec.col_begin + element % spec.cols();
         const std::int64_t place = (part.parameter * 3 + static_cast<std::int64_t>(kind)) * 1000000;
-        body(views[kind], i, static_cast<std::uint64_t>(place + row * spec.global_cols + col));
+        body(kind, static_cast<std::size_t>(begin + i),
+             static_cast<std::uint64_t>(place + row * spec.global_cols + col));
       }
     }
   }
@@ -119,7 +126,7 @@ class FakeState {
 
   std::vector<ParameterSpec> specs_;
   std::vector<OwnedPiece> owned_, held_;
-  std::vector<float> states_[3];  // master, exp_avg, exp_avg_sq
+  std::array<Buffer<float>, 3> states_;  // master, exp_avg, exp_avg_sq
 };
 
 }  // namespace reprise

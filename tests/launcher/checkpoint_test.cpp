@@ -40,7 +40,7 @@ void save(const fs::path& root, const StateLayout& layout, const TrainerState& s
     const auto groups = ProcessGroups::make(world, layout.tensor);
     FakeState fake(layout, groups.tp_rank(), groups.dp_rank(), false);
     fake.fill(static_cast<std::uint64_t>(state.step));
-    const fs::path folder = save_checkpoint(groups, root, state, fake.specs(), fake.owned(), keep);
+    const fs::path folder = save_checkpoint(test_stream(), groups, root, state, fake.specs(), fake.owned(), keep);
     EXPECT_EQ(folder, root / step_folder_name(state.step));
   });
 }
@@ -51,7 +51,7 @@ std::int64_t load_differences(const fs::path& folder, const StateLayout& layout,
   run_ranks(layout.ranks(), [&](Communicator& world) {
     const auto groups = ProcessGroups::make(world, layout.tensor);
     const FakeState fake(layout, groups.tp_rank(), groups.dp_rank(), keep_copies);
-    (void)load_checkpoint(groups, folder, fake.specs(), fake.held());
+    (void)load_checkpoint(test_stream(), groups, folder, fake.specs(), fake.held());
     differences += fake.differences(seed);
   });
   return differences;
@@ -62,7 +62,7 @@ void expect_load_error(const fs::path& folder, const StateLayout& layout, const 
     const auto groups = ProcessGroups::make(world, layout.tensor);
     const FakeState fake(layout, groups.tp_rank(), groups.dp_rank(), false);
     expect_error(ErrorKind::kCheckpoint, parts,
-                 [&] { (void)load_checkpoint(groups, folder, fake.specs(), fake.held()); });
+                 [&] { (void)load_checkpoint(test_stream(), groups, folder, fake.specs(), fake.held()); });
   });
 }
 
@@ -139,11 +139,12 @@ TEST(Checkpoint, AnExportReadsTheWeightsAlone) {
   expected.fill(5);
   std::vector<OwnedPiece> masters = fake.held();
   for (OwnedPiece& piece : masters) piece.exp_avg = piece.exp_avg_sq = {};
-  (void)load_checkpoint(groups, root / "step-00000005", fake.specs(), masters);
+  (void)load_checkpoint(test_stream(), groups, root / "step-00000005", fake.specs(), masters);
   for (std::size_t p = 0; p < masters.size(); ++p) {
     const auto bytes = static_cast<std::size_t>(masters[p].local.size()) * sizeof(float);
-    EXPECT_EQ(std::memcmp(masters[p].master.data, expected.held()[p].master.data, bytes), 0);
-    EXPECT_EQ(fake.held()[p].exp_avg[0], 0.0f);
+    const auto master = to_host(test_stream(), masters[p].master);
+    EXPECT_EQ(std::memcmp(master.data(), to_host(test_stream(), expected.held()[p].master).data(), bytes), 0);
+    EXPECT_EQ(to_host(test_stream(), fake.held()[p].exp_avg)[0], 0.0f);
   }
 }
 
@@ -211,7 +212,7 @@ TEST(Checkpoint, OtherParametersAreRefusedByName) {
     FakeState fake({1, 1}, 0, 0, true);
     change(fake);
     expect_error(ErrorKind::kCheckpoint, parts,
-                 [&] { (void)load_checkpoint(groups, folder, fake.specs(), fake.held()); });
+                 [&] { (void)load_checkpoint(test_stream(), groups, folder, fake.specs(), fake.held()); });
   };
   expect({folder.string(), "no tensor \"gate\""}, [](FakeState& fake) { fake.specs()[0].name = "gate"; });
   expect({"\"down\" has the shape [50, 13], this model's is [51, 13]"},

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <mutex>
 
+#include "core/transfer.hpp"
 #include "launcher/data_loader.hpp"
 #include "launcher/model_session.hpp"
 #include "launcher/npy_writer.hpp"
@@ -52,7 +53,8 @@ std::vector<double> oracle_log_probs(const RunFixture& fixture) {
   for (std::int64_t p = 0; p < model->parameters.count(); ++p) {
     const auto value = model->parameters.value(p);
     Table table(value.rows, value.cols);
-    std::copy(value.data, value.data + value.size(), table.data.begin());
+    const std::vector<float> on_host = to_host(session.stream(), value.flat());
+    std::copy(on_host.begin(), on_host.end(), table.data.begin());
     weights[model->parameters.spec(p).name] = table;
   }
   const Table& head = weights.at("lm_head.weight");

@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <mutex>
 
 #include "core/gemm.hpp"
+#include "core/transfer.hpp"
 #include "launcher/model_session.hpp"
 #include "parallel/thread_communicator.hpp"
 #include "tests/support/expect_error.hpp"
@@ -32,6 +34,23 @@ Texts generate_with(const RunFixture& fixture, int tensor, const std::vector<Pro
   return texts;
 }
 
+/// The logits of a row of hidden states, on the host.
+std::vector<float> logits_of(const Context& context, const LoadedModel<float>& loaded, MatrixView<const float> row) {
+  const auto logits = context.arena.matrix<float>(1, loaded.config.vocab_size, "logits");
+  gemm<float, float>(context.stream, Transpose::kNo, Transpose::kYes, 1.0f, row, loaded.model->head_weight(), 0.0f,
+                     logits);
+  return to_host(context.stream, logits.flat());
+}
+
+/// Changes the head, wherever it lies.
+void change_head(const Session& session, LoadedModel<float>& loaded,
+                 const std::function<void(std::vector<float>&)>& change) {
+  const auto head = loaded.parameters.value(loaded.parameters.find("lm_head.weight")).flat();
+  std::vector<float> values = to_host(session.stream(), head);
+  change(values);
+  copy_to_device<float>(session.stream(), values, head);
+}
+
 /// The arg max of the full forward pass over everything so far, one token after the other.
 Texts generate_slowly(const RunFixture& fixture, const std::vector<Prompt>& prompts, const GeneratorOptions& options) {
   const auto world = make_thread_communicators(1);
@@ -47,9 +66,7 @@ Texts generate_slowly(const RunFixture& fixture, const std::vector<Prompt>& prom
       const std::vector<std::int64_t> offsets{0, static_cast<std::int64_t>(tokens.size())};
       DecoderModel<float>::ActivationsPtr activations;
       const auto hidden = loaded->model->forward(context, {tokens, offsets}, Recompute::kNone, activations);
-      std::vector<float> logits(static_cast<std::size_t>(fixture.model.vocab_size));
-      gemm<float, float>(context.stream, Transpose::kNo, Transpose::kYes, 1.0f, hidden.row_range(hidden.rows - 1, 1),
-                         loaded->model->head_weight(), 0.0f, {logits.data(), 1, fixture.model.vocab_size});
+      const std::vector<float> logits = logits_of(context, *loaded, hidden.row_range(hidden.rows - 1, 1));
       const auto next = static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
       if (std::find(options.eos_ids.begin(), options.eos_ids.end(), next) != options.eos_ids.end()) break;
       tokens.push_back(next);
@@ -123,15 +140,15 @@ TEST(Generator, SamplesFollowTheSoftmaxAtTheTemperature) {
   Session session(*world[0], 1, false, 1);
   const auto loaded = load_model<float>(session, fixture.config.model.path, true);
   // The head is scaled so that the probabilities differ clearly.
-  for (float& value : loaded->parameters.value(loaded->parameters.find("lm_head.weight")).flat()) value *= 3.0f;
+  change_head(session, *loaded, [](std::vector<float>& head) {
+    for (float& value : head) value *= 3.0f;
+  });
   const Context context = session.context();
   const std::vector<std::int32_t> tokens{1, 3};
   const std::vector<std::int64_t> offsets{0, 2};
   DecoderModel<float>::ActivationsPtr activations;
   const auto hidden = loaded->model->forward(context, {tokens, offsets}, Recompute::kNone, activations);
-  std::vector<float> logits(4);
-  gemm<float, float>(context.stream, Transpose::kNo, Transpose::kYes, 1.0f, hidden.row_range(1, 1),
-                     loaded->model->head_weight(), 0.0f, {logits.data(), 1, 4});
+  const std::vector<float> logits = logits_of(context, *loaded, hidden.row_range(1, 1));
   double sum = 0.0;
   for (const float logit : logits) sum += std::exp(logit / options.temperature);
 
@@ -150,7 +167,9 @@ TEST(Generator, LogitsThatAreNotFiniteEndTheGeneration) {
   const auto world = make_thread_communicators(1);
   Session session(*world[0], 1, false, 1);
   const auto loaded = load_model<float>(session, fixture.config.model.path, true);
-  loaded->parameters.value(loaded->parameters.find("lm_head.weight"))(17, 0) = std::numeric_limits<float>::quiet_NaN();
+  change_head(session, *loaded, [&](std::vector<float>& head) {
+    head[static_cast<std::size_t>(17 * fixture.model.hidden_size)] = std::numeric_limits<float>::quiet_NaN();
+  });
   expect_error(ErrorKind::kNonFinite, {"prompt 10", "not finite"},
                [&] { (void)generate(session, *loaded->model, some_prompts(), {}); });
 }

@@ -8,6 +8,7 @@
 #include "core/strict_json.hpp"
 #include "parallel/self_communicator.hpp"
 #include "parallel/thread_communicator.hpp"
+#include "tests/support/device.hpp"
 #include "tests/support/expect_error.hpp"
 #include "tests/support/make_model_folder.hpp"
 #include "tests/support/temporary_folder.hpp"
@@ -41,7 +42,7 @@ void declare(const DecoderConfig& config, int rank, int size, ParameterSet<T>& p
     spec.col_end = cols.end;
     parameters.add(spec);
   }
-  parameters.allocate(Stream(CpuStream{}), 1 << 20, 1, true);
+  parameters.allocate(test_stream(), 1 << 20, 1, true);
 }
 
 std::string tensor_bytes(const WeightFiles& files, const std::string& name) {
@@ -68,7 +69,7 @@ void load_and_export(Communicator& world, int tensor, const DecoderConfig& confi
   ParameterSet<T> parameters;
   declare(config, groups.tp_rank(), groups.tp_size(), parameters);
   load_hugging_face(source, config.tie_word_embeddings, parameters);
-  export_hugging_face(Stream(CpuStream{}), groups, parameters, source, output, options);
+  export_hugging_face(groups, parameters, source, output, options);
 }
 
 DecoderConfig tied_config() {
@@ -98,7 +99,8 @@ TEST(HuggingFace, LoadedBlocksAreThoseOfTheTensors) {
         const ParameterSpec& spec = parameters.spec(p);
         std::vector<float> whole(static_cast<std::size_t>(spec.global_size()));
         files.file(spec.name).read<float>(files.entry(spec.name), {whole, spec.global_rows, spec.global_cols});
-        const MatrixView<float> value = parameters.value(p);
+        const std::vector<float> held = to_host(test_stream(), parameters.value(p).flat());
+        const MatrixView<const float> value(held, spec.rows(), spec.cols());
         for (std::int64_t r = 0; r < spec.rows(); ++r) {
           for (std::int64_t c = 0; c < spec.cols(); ++c) {
             const std::int64_t at = (spec.row_begin + r) * spec.global_cols + spec.col_begin + c;

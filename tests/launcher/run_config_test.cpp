@@ -29,7 +29,7 @@ RunConfig changed_config() {
   config.optimizer = {"adamw", 2e-5, {0.85, 0.999}, 1e-6, 0.1, 0.5, 60.0, "global", "project", 2, 3};
   config.schedule = {20, "linear", 0.0};
   config.train = {12345, 2.5, 128, 8, "layer", 25, 50, 5, 10, 7, 11};
-  config.parallel = {4, true, "mpi"};
+  config.parallel = {4, true, "cpu", "mpi"};
   config.run = {"runs/second"};
   return config;
 }
@@ -138,7 +138,8 @@ TEST(RunConfig, ValuesOutOfRangeAreNamedWithTheLegalOnes) {
   expect_usage_error("[optimizer]\nbetas = [0.9, 1.0]\n", {"2 numbers, each in [0, 1)"});
   expect_usage_error("[optimizer]\nzero_stage = 3\n", {"must be in [0, 2]"});
   expect_usage_error("[optimizer]\nname = \"sgd\"\n", {"one of \"moclip\", \"adamw\""});
-  expect_usage_error("[parallel]\ntransport = \"nccl\"\n", {"one of \"auto\", \"self\", \"thread\", \"mpi\""});
+  expect_usage_error("[parallel]\ntransport = \"pigeon\"\n",
+                     {"one of \"auto\", \"self\", \"thread\", \"mpi\", \"nccl\", \"staged\""});
   expect_usage_error("[run]\nfolder = \"\"\n", {"run.folder = \"\": must be not empty"});
   expect_usage_error("[train]\nsteps = 5\n", {"override \"train.steps=0\"", "train.steps = 0"}, {"train.steps=0"});
   EXPECT_EQ(parse("[optimizer]\nmax_angle = 180.0\n").optimizer.max_angle, 180.0);

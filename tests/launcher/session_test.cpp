@@ -5,9 +5,11 @@
 #include <atomic>
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
 
 #include "core/error.hpp"
 #include "launcher/launch_environment.hpp"
+#include "tests/support/expect_error.hpp"
 
 namespace reprise {
 namespace {
@@ -94,18 +96,28 @@ TEST(RunRanked, TransportsThatCannotBeAreUsageErrors) {
 
 TEST(Session, HasTheGridOfItsRank) {
   const Ended ended = run_threads(4, [](Communicator& world, int threads) {
-    Session session(world, 2, true, threads);
+    Session session(world, 2, true, threads, {.device = "cpu"});
     EXPECT_EQ(session.groups().tp_size(), 2);
     EXPECT_EQ(session.groups().dp_size(), 2);
     EXPECT_EQ(session.groups().tp_rank(), world.rank() % 2);
     EXPECT_EQ(session.is_first(), world.rank() == 0);
     EXPECT_TRUE(session.context().sequence_parallel);
-    EXPECT_EQ(session.stream().cpu().num_threads(), 1);
+    EXPECT_EQ(session.host().cpu().num_threads(), 1);
+    EXPECT_TRUE(session.stream().is_cpu());
+    EXPECT_EQ(session.gpu(), nullptr);
   });
   EXPECT_EQ(ended.exit_code, 0) << ended.printed;
   const Ended refused =
       run_threads(3, [](Communicator& world, int threads) { Session session(world, 2, false, threads); });
   EXPECT_EQ(refused.exit_code, 2);
+}
+
+TEST(Session, TellsWhatADeviceLacks) {
+  for (const DeviceOptions& options : {DeviceOptions{"gpu", "auto"}, DeviceOptions{"cpu", "staged"}}) {
+    const Ended ended =
+        run_threads(2, [&](Communicator& world, int threads) { Session session(world, 1, false, threads, options); });
+    EXPECT_EQ(ended.exit_code, 2) << ended.printed;
+  }
 }
 
 TEST(Threads, AreTheCoresOfTheMaskSharedWithItsOtherOwners) {
@@ -161,6 +173,16 @@ TEST_F(EnvironmentTest, SrunIsSeenAndABatchScriptIsNot) {
   EXPECT_EQ(launch.launcher, "srun");
   EXPECT_EQ(launch.rank, 1);
   EXPECT_EQ(launch.size, 2);
+}
+
+TEST_F(EnvironmentTest, SrunWithoutPmixIsRefusedBeforeMpiStarts) {
+  check_process_manager();
+  ::setenv("SLURM_STEP_NUM_TASKS", "1", 1);
+  check_process_manager();
+  ::setenv("SLURM_STEP_NUM_TASKS", "2", 1);
+  expect_error(ErrorKind::kCommunication, {"2 tasks", "srun --mpi=pmix"}, [] { check_process_manager(); });
+  ::setenv("PMIX_RANK", "0", 1);
+  check_process_manager();
 }
 
 TEST(Stop, SignalsAskForIt) {

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/transfer.hpp"
 #include "launcher/model_session.hpp"
 #include "launcher/store_provenance.hpp"
 #include "loss/candidate_tiles.hpp"
@@ -24,7 +25,8 @@ inline Tables read_weights(const RunFixture& fixture) {
   for (std::int64_t p = 0; p < model->parameters.count(); ++p) {
     const auto values = model->parameters.value(p);
     Table table(values.rows, values.cols);
-    std::copy(values.data, values.data + values.size(), table.data.begin());
+    const std::vector<float> on_host = to_host(session.stream(), values.flat());
+    std::copy(on_host.begin(), on_host.end(), table.data.begin());
     tables[model->parameters.spec(p).name] = table;
   }
   return tables;

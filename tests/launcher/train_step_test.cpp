@@ -5,6 +5,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "core/transfer.hpp"
 #include "launcher/trainer.hpp"
 #include "parallel/thread_communicator.hpp"
 #include "tests/launcher/step_oracle.hpp"
@@ -41,16 +42,18 @@ Outcome run_steps(const RunFixture& fixture, int tensor, int data, int steps, do
     };
     for (const OwnedPiece& piece : pieces) {
       const ParameterSpec& spec = model->parameters.spec(piece.parameter);
+      const auto exp_avg = to_host(session.stream(), piece.exp_avg), master = to_host(session.stream(), piece.master);
       for (std::int64_t i = 0; i < piece.local.size(); ++i) {
-        place(outcome.exp_avg, spec, piece.local.begin + i, piece.exp_avg[i]);
-        place(outcome.master, spec, piece.local.begin + i, piece.master[i]);
+        place(outcome.exp_avg, spec, piece.local.begin + i, exp_avg[static_cast<std::size_t>(i)]);
+        place(outcome.master, spec, piece.local.begin + i, master[static_cast<std::size_t>(i)]);
       }
       owned[spec.name] += piece.local.size();
     }
     for (std::int64_t p = 0; p < model->parameters.count(); ++p) {
       const ParameterSpec& spec = model->parameters.spec(p);
+      const auto values = to_host(session.stream(), model->parameters.value(p).flat());
       for (std::int64_t i = 0; i < spec.size(); ++i) {
-        place(outcome.values, spec, i, model->parameters.value(p).data[i]);
+        place(outcome.values, spec, i, values[static_cast<std::size_t>(i)]);
       }
     }
   });
@@ -249,15 +252,15 @@ TEST(TrainStep, AllRanksSkipAStepWhoseGradientIsNotFinite) {
       const auto model = load_model<float>(session, fixture.config.model.path, false);
       const TrainingData training(fixture.config, model->config.vocab_size, session.groups());
       Trainer<float> trainer(session, fixture.config, *model);
-      const auto values = model->parameters.values();
-      const std::vector<float> before(values.begin(), values.end());
+      const auto values = [&] { return to_host(session.stream(), model->parameters.values()); };
+      const std::vector<float> before = values();
       if (world.rank() == bad_rank) trainer.poison_gradient();
       const StepOutcome skipped = trainer.step(training.prepare(0), 1e-3, false);
       EXPECT_TRUE(skipped.metrics.skipped);
       EXPECT_EQ(trainer.optimizer().steps_taken(), 0);
-      EXPECT_TRUE(std::equal(before.begin(), before.end(), values.begin()));
+      EXPECT_EQ(values(), before);
       EXPECT_FALSE(trainer.step(training.prepare(1), 1e-3, false).metrics.skipped);
-      EXPECT_FALSE(std::equal(before.begin(), before.end(), values.begin()));
+      EXPECT_NE(values(), before);
     });
   }
 }
@@ -271,7 +274,8 @@ TEST(TrainStep, HiddenStatesThatAreNotFiniteSkipTheStepOnAllRanks) {
     Trainer<float> trainer(session, fixture.config, *model);
     if (session.groups().dp_rank() == 1) {  // one replica has gone bad
       const std::int64_t norm = model->parameters.find("model.norm.weight");
-      model->parameters.value(norm).data[0] = std::numeric_limits<float>::quiet_NaN();
+      const float nan = std::numeric_limits<float>::quiet_NaN();
+      copy_to_device<float>(session.stream(), {&nan, 1}, model->parameters.value(norm).flat().slice(0, 1));
     }
     const StepOutcome outcome = trainer.step(training.prepare(0), 1e-3, false);
     EXPECT_TRUE(outcome.metrics.skipped);

@@ -17,11 +17,13 @@ namespace reprise {
 struct ProgramFixture : RunFixture {
   using RunFixture::RunFixture;
 
+  std::string program = REPRISE_PROGRAM;
+
   /// The words that start `reprise words...` on that many ranks.
   [[nodiscard]] std::vector<std::string> command(const std::vector<std::string>& words, int ranks) const {
     std::vector<std::string> all;
     if (ranks > 1) all = {REPRISE_MPIEXEC, "-n", std::to_string(ranks)};
-    all.push_back(REPRISE_PROGRAM);
+    all.push_back(program);
     all.insert(all.end(), words.begin(), words.end());
     return all;
   }

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -32,7 +33,7 @@ struct Allocation {
 struct Memory {
   std::mutex mutex;
   std::map<std::uintptr_t, Allocation> device, pinned;  // by real address
-  std::size_t in_use = 0, allocations = 0;
+  std::size_t in_use = 0, peak = 0, allocations = 0;
 };
 
 Memory& memory() {
@@ -99,6 +100,7 @@ void* allocate_device(std::size_t bytes) {
   const std::lock_guard lock(memory().mutex);
   memory().device.emplace(address, allocation);
   memory().in_use += bytes;
+  memory().peak = std::max(memory().peak, memory().in_use);
   ++memory().allocations;
   return reinterpret_cast<void*>(address | kPattern << kPatternShift);
 }
@@ -176,6 +178,10 @@ void check_device_range(const void* address, std::size_t bytes, const char* what
 std::size_t device_bytes_in_use() {
   const std::lock_guard lock(memory().mutex);
   return memory().in_use;
+}
+std::size_t device_bytes_peak() {
+  const std::lock_guard lock(memory().mutex);
+  return memory().peak;
 }
 
 std::size_t device_allocations() {
