@@ -47,6 +47,8 @@ struct Warp {
 class Scheduler {
  public:
   void run(LaunchState& launch, const std::function<void()>& kernel, const Settings& settings);
+  /// At least `bytes`, kept until the next call.
+  unsigned char* shared_memory(std::size_t bytes);
 
   void wait(Thread& thread, Thread::Wait reason, const char* what, std::source_location where);
   Warp& warp_of(const Thread& thread) { return *warps_[static_cast<std::size_t>(thread.number / kWarpSize)]; }
@@ -83,9 +85,17 @@ class Scheduler {
   std::mt19937_64 random_;
   std::size_t at_barrier_ = 0;
   std::exception_ptr failure_;
+  std::vector<unsigned char> shared_;
 };
 
 thread_local Scheduler scheduler;
+
+unsigned char* Scheduler::shared_memory(std::size_t bytes) {
+  constexpr std::size_t kAlignment = 1024;
+  if (shared_.size() < bytes + kAlignment) shared_.resize(bytes + kAlignment);
+  const auto address = reinterpret_cast<std::uintptr_t>(shared_.data());
+  return shared_.data() + (kAlignment - address % kAlignment) % kAlignment;
+}
 
 void Scheduler::begin_block(const LaunchState& launch, const Settings& settings) {
   const std::size_t count = std::size_t{launch.block.x} * launch.block.y * launch.block.z;
@@ -292,12 +302,8 @@ Thread& running_thread(const char* what) {
 }  // namespace
 
 void run_grid(const LaunchState& launch, const std::function<void()>& kernel, const Settings& settings) {
-  static thread_local std::vector<unsigned char> shared;
-  constexpr std::size_t kAlignment = 1024;
-  if (shared.size() < launch.shared_bytes + kAlignment) shared.resize(launch.shared_bytes + kAlignment);
   LaunchState state = launch;
-  const auto address = reinterpret_cast<std::uintptr_t>(shared.data());
-  state.shared = shared.data() + (kAlignment - address % kAlignment) % kAlignment;
+  state.shared = scheduler.shared_memory(launch.shared_bytes);
   LaunchState* const outer = std::exchange(current_launch, &state);
   if (outer != nullptr) throw Fault("a launch inside a kernel");
   try {
@@ -307,6 +313,10 @@ void run_grid(const LaunchState& launch, const std::function<void()>& kernel, co
     throw;
   }
   current_launch = nullptr;
+}
+
+void prepare_host_thread() {
+  (void)scheduler.shared_memory(0);
 }
 
 void fault(const std::string& message) {

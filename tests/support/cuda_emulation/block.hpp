@@ -72,6 +72,9 @@ extern thread_local LaunchState* current_launch;
 
 /// Runs every block of the grid, one after another, on the calling host thread. Throws Fault.
 void run_grid(const LaunchState& launch, const std::function<void()>& kernel, const Settings& settings);
+/// Makes what the calling host thread runs kernels with, so that it outlives every stream that the thread owns from
+/// then on: a late stream still has work when it is destroyed with the thread.
+void prepare_host_thread();
 
 // What kernels call; each throws Fault when misused.
 

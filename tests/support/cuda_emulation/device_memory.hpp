@@ -27,7 +27,7 @@ void translate_live_addresses(void* data, std::size_t bytes);
 void check_device_range(const void* address, std::size_t bytes, const char* what);
 
 [[nodiscard]] std::size_t device_bytes_in_use();
-[[nodiscard]] std::size_t device_bytes_peak();  ///< the most that ever was
+[[nodiscard]] std::size_t device_bytes_peak();   ///< the most that ever was
 [[nodiscard]] std::size_t device_allocations();  ///< made so far
 
 /// Page-locked host memory: ordinary memory that the runtime knows of.

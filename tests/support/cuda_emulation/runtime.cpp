@@ -153,6 +153,7 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  prepare_host_thread();
   auto* const made = new CUstream_st;
   made->device = current_device;
   made->is_late = settings().late_streams;
