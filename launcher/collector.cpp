@@ -136,8 +136,9 @@ class Collector {
     typename DecoderModel<T>::ActivationsPtr activations;
     const MatrixView<T> hidden = forward(context, batch, activations);
     const std::vector<std::int32_t> owners = sample_owners(batch, session_.groups().tp_size());
-    const std::vector<SampleRecords> records = collect_top_k<T>(context, hidden, model_.model->head_weight(),
-                                                                model_.vocab, batch.collect_batch(owners), options_);
+    const std::vector<SampleRecords> records =
+        collect_top_k<T>(context, hidden, model_.model->head_weight(), model_.vocab, batch.collect_batch(owners),
+                         options_, {}, session_.host().cpu());
     if (unit < writer_.resume_unit()) return;
     for (const SampleRecords& sample : records) {
       writer_.append(sample);

@@ -47,6 +47,12 @@ struct TwoDevices : ProgramFixture {
   }
 };
 
+/// The first line of JSON; what a command says on the way may be printed before or behind it.
+std::string json_line(const std::string& printed) {
+  const std::size_t begin = std::min(printed.find('{'), printed.size());
+  return printed.substr(begin, printed.find('\n', begin) - begin);
+}
+
 double number(const nlohmann::json& line, const char* key) {
   return line.at(key).get<double>();
 }
@@ -156,7 +162,7 @@ TEST(DeviceProgram, EvaluatesGeneratesAndExportsAsTheCpuDoes) {
   const auto evaluate = [&](const char* device) {
     const std::string text = run_on(
         device, {"eval", "--model", model, "--data", both.folder / "held_out", "--tensor", "2", "--json"}, kRanks);
-    return nlohmann::json::parse(text.substr(text.find('{')));
+    return nlohmann::json::parse(json_line(text));
   };
   const auto cpu = evaluate("cpu"), device = evaluate("cuda");
   EXPECT_EQ(cpu["tokens"], device["tokens"]);
@@ -165,10 +171,7 @@ TEST(DeviceProgram, EvaluatesGeneratesAndExportsAsTheCpuDoes) {
   for (const std::string temperature : {"0", "1"}) {
     const std::vector<std::string> words = {"generate",     "--model", model,           "--prompt", "5,9,30",
                                             "--max-tokens", "8",       "--temperature", temperature};
-    const auto generated = [&](const char* where) {
-      const std::string text = run_on(where, words, 1);
-      return text.substr(text.find('{'));
-    };
+    const auto generated = [&](const char* where) { return json_line(run_on(where, words, 1)); };
     EXPECT_EQ(generated("cuda"), generated("cpu"));
   }
 
