@@ -33,13 +33,13 @@ int main(int argc, char** argv) {
   try {
     BenchDevice device(tiny);
     const CudaDeviceInfo info = cuda_device_info(0);
-    nlohmann::json results = {{"device",
-                               {{"name", info.name},
-                                {"memory_bytes", info.memory_bytes},
-                                {"l2_bytes", info.l2_bytes},
-                                {"multiprocessors", info.multiprocessors},
-                                {"capability", info.capability}}},
-                              {"tiny", tiny}};
+    nlohmann::ordered_json results = {{"device",
+                                       {{"name", info.name},
+                                        {"memory_bytes", info.memory_bytes},
+                                        {"l2_bytes", info.l2_bytes},
+                                        {"multiprocessors", info.multiprocessors},
+                                        {"capability", info.capability}}},
+                                      {"tiny", tiny}};
     for (const auto& [name, run] : tables) {
       if (std::find(wanted.begin(), wanted.end(), name) == wanted.end()) continue;
       results[name] = run(device);
