@@ -75,7 +75,7 @@ struct BenchDevice {
   static int available_threads();
 };
 
-using Table = nlohmann::json;  ///< an array of objects, one a row
+using Table = nlohmann::ordered_json;  ///< an array of objects, one a row
 
 /// Copy and gather bandwidths, bfloat16 products, the cost of a launch.
 [[nodiscard]] Table bench_ceilings(BenchDevice& device);
