@@ -90,4 +90,13 @@ SampleRecords make_candidate_sets(const CpuStream& stream, const SetGenerator& g
   return records;
 }
 
+HeadBatch::HeadBatch(const SampleRecords& records, std::int64_t tile_tokens) {
+  for (std::int64_t t = 0; t < records.size(); ++t) {
+    row.push_back(static_cast<std::int32_t>(t));
+    gold.push_back(static_cast<std::int32_t>(records.gold[static_cast<std::size_t>(t)]));
+    weight.push_back(1.0f);
+  }
+  tiles.append(records, std::vector<std::uint8_t>(row.size(), 1), tile_tokens);
+}
+
 }  // namespace reprise

@@ -2,9 +2,11 @@
 
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "core/stream.hpp"
 #include "loss/candidate_tiles.hpp"
+#include "loss/loss.hpp"
 
 namespace reprise {
 
@@ -25,5 +27,16 @@ inline constexpr SetGenerator kSetGenerators[] = {
 /// Top-K sets of `tokens` consecutive positions; gold is the K-th id. Deterministic.
 [[nodiscard]] SampleRecords make_candidate_sets(const CpuStream& stream, const SetGenerator& generator,
                                                 std::int64_t tokens, std::int64_t vocab, std::int64_t k);
+
+/// One micro-batch in which every record is a target of weight 1, cut into tiles of `tile_tokens`.
+struct HeadBatch {
+  std::vector<std::int32_t> row, gold;
+  std::vector<float> weight;
+  CandidateTilesBuilder tiles;
+
+  HeadBatch(const SampleRecords& records, std::int64_t tile_tokens);
+  [[nodiscard]] LossBatch view() const { return {row, gold, weight, tiles.view(), {}}; }
+  [[nodiscard]] std::int64_t tokens() const { return std::ssize(row); }
+};
 
 }  // namespace reprise

@@ -82,24 +82,6 @@ struct Head {
   }
 };
 
-/// One micro-batch whose every row is a target.
-struct Batch {
-  std::vector<std::int32_t> row, gold;
-  std::vector<float> weight;
-  CandidateTilesBuilder tiles;
-
-  Batch(const SampleRecords& records, std::int64_t tile_tokens) {
-    for (std::int64_t t = 0; t < records.size(); ++t) {
-      row.push_back(static_cast<std::int32_t>(t));
-      gold.push_back(static_cast<std::int32_t>(records.gold[static_cast<std::size_t>(t)]));
-      weight.push_back(1.0f);
-    }
-    tiles.append(records, std::vector<std::uint8_t>(row.size(), 1), tile_tokens);
-  }
-  [[nodiscard]] LossBatch view() const { return {row, gold, weight, tiles.view(), {}}; }
-  [[nodiscard]] std::int64_t tokens() const { return std::ssize(row); }
-};
-
 struct Seconds {
   std::vector<double> forward, backward;
   void add(const Seconds& one) {
@@ -110,7 +92,7 @@ struct Seconds {
 };
 
 template <class T>
-Seconds run_loss(Head<T>& head, HeadLoss<T>& loss, const Batch& batch) {
+Seconds run_loss(Head<T>& head, HeadLoss<T>& loss, const HeadBatch& batch) {
   const Context context = head.context();
   Seconds seconds;
   seconds.forward.push_back(seconds_of([&] {
@@ -242,7 +224,7 @@ void full_head(benchmark::State& state) {
     records.ids.push_back(static_cast<std::uint32_t>(t));
     records.id_begin.push_back(t + 1);
   }
-  const Batch batch(records, 1);
+  const HeadBatch batch(records, 1);
   const auto loss = make_head_loss<T>(Normalization::kFull, VocabPartition::even(kVocab, kVocab, 1));
   Seconds seconds;
   std::vector<double> gemm_rates;
@@ -263,7 +245,7 @@ void full_head(benchmark::State& state) {
 
 template <class T>
 void restricted_head(benchmark::State& state, const SetGenerator& generator, std::int64_t tile_tokens) {
-  const Batch batch(bench().records(generator), tile_tokens);
+  const HeadBatch batch(bench().records(generator), tile_tokens);
   Head<T>& head = bench().head<T>();
   const auto loss = make_head_loss<T>(tile_tokens == 1 ? Normalization::kToken : Normalization::kTile,
                                       VocabPartition::even(kVocab, kVocab, 1));

@@ -13,23 +13,6 @@ struct HeadShape {
   std::int64_t vocab, depth, tokens, candidates;
 };
 
-/// The batch of a head in which every row is a target; tiles are of `tile_tokens`.
-struct HeadBatch {
-  std::vector<std::int32_t> row, gold;
-  std::vector<float> weight;
-  CandidateTilesBuilder tiles;
-
-  HeadBatch(const SampleRecords& records, std::int64_t tile_tokens) {
-    for (std::int64_t t = 0; t < records.size(); ++t) {
-      row.push_back(static_cast<std::int32_t>(t));
-      gold.push_back(static_cast<std::int32_t>(records.gold[static_cast<std::size_t>(t)]));
-      weight.push_back(1.0f);
-    }
-    tiles.append(records, std::vector<std::uint8_t>(row.size(), 1), tile_tokens);
-  }
-  [[nodiscard]] LossBatch view() const { return {row, gold, weight, tiles.view(), {}}; }
-};
-
 template <class T>
 struct HeadData {
   HeadShape shape;

@@ -93,26 +93,18 @@ Table bench_steps(BenchDevice& device) {
   const auto optimizer = make_optimizer<BFloat16>(device.context(), {}, parameters);
 
   const std::int64_t length = device.size(512, 16), documents = device.size(8, 2), tokens = documents * length;
-  std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens)), row(ids.size()), gold(ids.size());
   std::vector<std::int64_t> offsets;
   for (std::int64_t d = 0; d <= documents; ++d) offsets.push_back(d * length);
-  const SampleRecords records =
-      make_candidate_sets(device.host, kSetGenerators[0], tokens, config.vocab_size, device.size(100, 8));
-  for (std::size_t t = 0; t < ids.size(); ++t) {
-    row[t] = static_cast<std::int32_t>(t);
-    gold[t] = static_cast<std::int32_t>(records.gold[t]);
-    ids[t] = gold[t == 0 ? 0 : t - 1];
-  }
-  const std::vector<float> weight(ids.size(), 1.0f);
-  CandidateTilesBuilder tiles;
-  tiles.append(records, std::vector<std::uint8_t>(ids.size(), 1), 8);
+  const HeadBatch targets(
+      make_candidate_sets(device.host, kSetGenerators[0], tokens, config.vocab_size, device.size(100, 8)), 8);
+  std::vector<std::int32_t> ids = targets.gold;  // the token before the target
+  std::rotate(ids.begin(), ids.end() - 1, ids.end());
 
   Table rows = Table::array();
   for (const auto& [name, normalization] :
        {std::pair{"full", Normalization::kFull}, {"tile-8", Normalization::kTile}}) {
     const auto loss = make_head_loss<BFloat16>(normalization, vocab);
-    const LossBatch batch{row, gold, weight, tiles.view(), {}};
-    double head_only = 0.0;
+    const LossBatch batch = targets.view();
     const auto step = [&](bool with_head) {
       const Context context = device.context();
       DecoderModel<BFloat16>::ActivationsPtr activations;
@@ -132,7 +124,7 @@ Table bench_steps(BenchDevice& device) {
       device.arena.reset();
     };
     const double whole = device.seconds([&] { step(true); });
-    head_only = whole - device.seconds([&] { step(false); });
+    const double head_only = whole - device.seconds([&] { step(false); });
     rows.push_back({{"head", name},
                     {"parameters", parameters.layout().size},
                     {"tokens", tokens},
