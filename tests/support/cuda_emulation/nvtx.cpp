@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "tests/support/cuda_emulation/nvtx_ranges.hpp"
+#include "tests/support/cuda_emulation/work_log.hpp"
 
 namespace {
 
@@ -17,6 +18,7 @@ nvtxDomainHandle_t nvtxDomainCreateA(const char*) {
 
 int nvtxDomainRangePushEx(nvtxDomainHandle_t, const nvtxEventAttributes_t* attributes) {
   ranges.emplace_back(attributes->message.ascii);
+  cuda_emulation::note_work(nullptr, ranges.back());
   return static_cast<int>(ranges.size()) - 1;
 }
 

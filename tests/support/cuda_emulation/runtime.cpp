@@ -14,6 +14,7 @@
 #include "tests/support/cuda_emulation/device_memory.hpp"
 #include "tests/support/cuda_emulation/nvtx_ranges.hpp"
 #include "tests/support/cuda_emulation/queue.hpp"
+#include "tests/support/cuda_emulation/work_log.hpp"
 
 namespace {
 
@@ -44,6 +45,12 @@ State& state() {
 
 double now_ms() {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// The host waits for a stream to come so far.
+void wait(cudaStream_t stream, std::uint64_t position) {
+  if (!is_complete(stream, position)) note_host_wait();
+  complete(stream, position);
 }
 
 bool is_device(int device) {
@@ -138,7 +145,7 @@ cudaError_t cudaDeviceSynchronize() {
     streams.assign(state().streams.begin(), state().streams.end());
   }
   for (CUstream_st* stream : streams) {
-    if (stream->device == current_device) complete(stream, position_of(stream));
+    if (stream->device == current_device) wait(stream, position_of(stream));
   }
   return cudaSuccess;
 }
@@ -181,7 +188,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  complete(stream, position_of(stream));
+  wait(stream, position_of(stream));
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
@@ -189,6 +196,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   return is_complete(stream, position_of(stream)) ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (event->stream != nullptr && event->stream != stream) note_work(stream, "wait");
   enqueue_wait(stream, *event);
   return cudaSuccess;
 }
@@ -213,7 +221,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  if (event->stream != nullptr) complete(event->stream, event->position);
+  if (event->stream != nullptr) wait(event->stream, event->position);
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
@@ -290,6 +298,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
         translate_live_addresses(real_address(to), bytes);
       });
     } else {  // the runtime takes pageable memory away before it returns
+      note_host_wait();
       std::vector<char> taken(static_cast<const char*>(from), static_cast<const char*>(from) + bytes);
       enqueue(stream, [=, taken = std::move(taken)] {
         std::memcpy(real_address(to), taken.data(), bytes);
@@ -299,7 +308,10 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
     return cudaSuccess;
   }
   enqueue(stream, [=] { std::memmove(real_address(to), real_address(from), bytes); });
-  if (!to_device && !is_pinned(to, bytes)) complete(stream, position_of(stream));  // pageable: returns when it is there
+  if (!to_device && !is_pinned(to, bytes)) {  // pageable: returns when it is there
+    note_host_wait();
+    complete(stream, position_of(stream));
+  }
   return cudaSuccess;
 }
 
@@ -332,6 +344,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* function, std::
   state.grid = grid;
   state.block = block;
   state.shared_bytes = config.dynamicSmemBytes;
+  note_work(config.stream, state.name);
   enqueue(config.stream,
           [state = std::move(state), kernel = std::move(kernel)] { run_grid(state, kernel, settings()); });
   return cudaSuccess;
