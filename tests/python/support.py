@@ -9,16 +9,18 @@ CHAT_TEMPLATE = ("{% for message in messages %}<|{{ message.role }}|>{{ message.
                  "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
 
-def make_tokenizer(folder: Path, **config: object) -> Path:
-    """A byte-level tokenizer without merges: every byte is a token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def make_tokenizer(folder: Path, special_tokens: tuple[str, ...] = (), text_to_merge: str = "", **config: object) -> Path:
+    """A byte-level tokenizer: every byte is a token, and so are pairs often seen in `text_to_merge`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     folder.mkdir(parents=True, exist_ok=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>", "<|user|>", "<|assistant|>", "<s>"])
+    if text_to_merge:
+        tokenizer.train_from_iterator([text_to_merge], trainers.BpeTrainer(vocab_size=500, show_progress=False, initial_alphabet=alphabet))
+    tokenizer.add_special_tokens(["<|end|>", "<|user|>", "<|assistant|>", "<s>", *special_tokens])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"eos_token": "<|end|>", "chat_template": CHAT_TEMPLATE, **config}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

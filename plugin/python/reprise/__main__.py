@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from . import __version__, prepare, report
+from .errors import DataError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,12 +18,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except prepare.DataError as error:
+    except DataError as error:
         print(f"reprise: error: {error}", file=sys.stderr)
         return 3
     except OSError as error:
         print(f"reprise: error: {error}", file=sys.stderr)
         return 8 if error.errno in (28, 30, 13, 122) else 3  # ENOSPC, EROFS, EACCES, EDQUOT
+    except KeyboardInterrupt:
+        print("reprise: interrupted; nothing half-written is left under the final names", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

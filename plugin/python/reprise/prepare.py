@@ -1,179 +1,47 @@
 """python -m reprise prepare: text or JSONL to Megatron's indexed format, with a mask of the tokens to train on.
 
 Plain text: one document a file (or pieces of --split tokens), every token but the first is trained on.
-JSONL: one sample a line, either {"prompt", "completion"} (trained on the completion) or {"messages": [{"role",
-"content"}, ...]} (rendered by the tokenizer's chat template, trained on the assistant's turns). The end token of
-tokenizer_config.json closes every sample and is trained on.
+JSONL: one sample a line,
+  {"messages": [{"role", "content"}, ...]}    rendered by the tokenizer's chat template; the assistant's turns are trained on.
+                                              Beside it: "tools", "documents", "chat_template_kwargs"
+  {"prompt": "...", "completion": "..."}      trained on the completion (both may be lists of messages)
+  {"text": "..."}                             trained on every token but the first
+and with "weight": 2.0 in any of them, the weight of its tokens in the loss. Texts and completions are closed by the end token of
+tokenizer_config.json, which is trained on; conversations are what the template renders. Files may be gzipped (.gz).
+
+The same inputs are not encoded twice: <prefix>.json says what a prefix was made from.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import datetime
 import json
+import os
+import signal
 import sys
-from dataclasses import asdict, dataclass
+import time
 from pathlib import Path
-from typing import Iterator
 
+from . import facts
+from .chat_template import ChatTemplate, choose_templates
+from .encode import TRAIN_ON, EncodeOptions, Statistics
+from .errors import DataError
 from .indexed_dataset import IndexedDatasetWriter
+from .progress import Progress, format_time
+from .sources import check_sources, units
+from .tokenizer import Tokenizer
+from .workers import Block, blocks
+
+__all__ = ["DataError", "Tokenizer", "prepare"]
+
+_BYTES_PER_WORKER = 2 << 20  # with less, starting a process costs more than it saves
 
 
-class DataError(Exception):
-    """Input that cannot be used; the message says which file and line, and what to do."""
-
-
-@dataclass
-class Statistics:
-    documents: int = 0
-    tokens: int = 0
-    targets: int = 0
-    dropped_empty: int = 0
-    dropped_without_targets: int = 0
-    longer_than_sequence: int = 0
-    double_bos: int = 0
-    missing_end: int = 0
-    invalid_utf8: int = 0
-    longest: int = 0
-
-
-class Tokenizer:
-    """tokenizer.json with the special tokens and the chat template of tokenizer_config.json."""
-
-    def __init__(self, folder: str | Path):
-        from tokenizers import Tokenizer as HuggingFaceTokenizer
-
-        folder = Path(folder)
-        file = folder / "tokenizer.json"
-        if not file.exists():
-            raise DataError(f"{file} not found: --tokenizer wants a Hugging Face folder with tokenizer.json")
-        self.core = HuggingFaceTokenizer.from_file(str(file))
-        self.core.no_truncation()
-        self.core.no_padding()
-        self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        config_file = folder / "tokenizer_config.json"
-        config = json.loads(config_file.read_text()) if config_file.exists() else {}
-        self.bos = self._special(config, "bos_token")
-        self.eos = self._special(config, "eos_token")
-        if self.eos is None:
-            raise DataError(f"{config_file} names no eos_token: without an end token a model never learns to stop")
-        self.add_bos = bool(config.get("add_bos_token", False)) and self.bos is not None
-        template_file = folder / "chat_template.jinja"
-        self.template = template_file.read_text() if template_file.exists() else config.get("chat_template")
-        self.special_texts = {name: self._text(config.get(name)) for name in ("bos_token", "eos_token")}
-
-    @staticmethod
-    def _text(token: object) -> str:
-        return str(token["content"] if isinstance(token, dict) else token or "")
-
-    def _special(self, config: dict, name: str) -> int | None:
-        text = self._text(config.get(name))
-        if not text:
-            return None
-        index = self.core.token_to_id(text)
-        if index is None:
-            raise DataError(f"tokenizer_config.json: {name} {text!r} is not in tokenizer.json")
-        return index
-
-    @property
-    def vocab_size(self) -> int:
-        return self.core.get_vocab_size(with_added_tokens=True)
-
-    def encode(self, text: str) -> list[int]:
-        return self.core.encode(text, add_special_tokens=False).ids
-
-    def render(self, messages: list[dict], add_generation_prompt: bool) -> str:
-        import jinja2
-        import jinja2.sandbox
-
-        if not isinstance(self.template, str):
-            raise DataError("the tokenizer has no single chat_template: give one with --template FILE")
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-
-        def raise_exception(message: str) -> None:
-            raise DataError(f"the chat template refuses the sample: {message}")
-
-        environment.globals["raise_exception"] = raise_exception
-        return environment.from_string(self.template).render(
-            messages=messages, add_generation_prompt=add_generation_prompt, **self.special_texts
-        )
-
-
-def encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """Prompt and completion are encoded apart, as they are at generation time."""
-    head = ([tokenizer.bos] if tokenizer.add_bos else []) + tokenizer.encode(prompt)
-    tail = tokenizer.encode(completion) + [tokenizer.eos]
-    return head + tail, [0] * len(head) + [1] * len(tail)
-
-
-def encode_messages(tokenizer: Tokenizer, messages: list[dict]) -> tuple[list[int], list[int]]:
-    """The whole conversation is encoded once; a token is trained on when it begins inside an assistant turn."""
-    text = tokenizer.render(messages, add_generation_prompt=False)
-    spans = []
-    for i, message in enumerate(messages):
-        if message.get("role") != "assistant":
-            continue
-        before = tokenizer.render(messages[:i], add_generation_prompt=True)
-        after = tokenizer.render(messages[: i + 1], add_generation_prompt=False)
-        if not after.startswith(before) or not text.startswith(after.rstrip()):
-            raise DataError("the chat template rewrites earlier turns: its assistant turns cannot be told apart")
-        spans.append((len(before), len(after)))
-    encoding = tokenizer.core.encode(text, add_special_tokens=False)
-    tokens = list(encoding.ids)
-    mask = [int(any(begin <= start < end for begin, end in spans)) for start, _ in encoding.offsets]
-    if not tokens or tokens[-1] != tokenizer.eos:
-        tokens.append(tokenizer.eos)
-        mask.append(1)
-    return tokens, mask
-
-
-def _lines(path: Path, statistics: Statistics) -> Iterator[tuple[int, str]]:
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                statistics.invalid_utf8 += 1
-                continue
-            if line.strip():
-                yield number, line
-
-
-def _encode_json_line(tokenizer: Tokenizer, line: str, where: str) -> tuple[list[int], list[int]]:
-    try:
-        sample = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error})") from None
-    if isinstance(sample, dict) and isinstance(sample.get("messages"), list):
-        return encode_messages(tokenizer, sample["messages"])
-    if isinstance(sample, dict) and isinstance(sample.get("prompt"), str) and isinstance(sample.get("completion"), str):
-        return encode_pair(tokenizer, sample["prompt"], sample["completion"])
-    raise DataError(f'{where}: wants {{"messages": [...]}} or {{"prompt": "...", "completion": "..."}}')
-
-
-def encode_file(path: Path, tokenizer: Tokenizer, split: int, statistics: Statistics) -> Iterator[tuple[list[int], list[int]]]:
-    """Documents of one file as (tokens, mask)."""
-    if path.suffix in (".jsonl", ".ndjson"):
-        for number, line in _lines(path, statistics):
-            try:
-                yield _encode_json_line(tokenizer, line, f"{path}:{number}")
-            except DataError as error:
-                raise error if str(path) in str(error) else DataError(f"{path}:{number}: {error}") from None
-        return
-    data = path.read_bytes()
-    text = data.decode("utf-8", errors="replace").replace("\r\n", "\n")
-    statistics.invalid_utf8 += int("\ufffd" in text)
-    tokens = ([tokenizer.bos] if tokenizer.add_bos else []) + tokenizer.encode(text)
-    if text.strip():
-        tokens.append(tokenizer.eos)
-    for begin in range(0, len(tokens), split or max(len(tokens), 1)):
-        piece = tokens[begin : begin + split] if split else tokens
-        yield piece, [0] + [1] * (len(piece) - 1)
-
-
-def _show(tokenizer: Tokenizer, tokens: list[int], mask: list[int]) -> None:
-    """One decoded sample: what is trained on stands in brackets (bold on a terminal)."""
+def _show(tokenizer: Tokenizer, block: Block) -> None:
+    """The first document, decoded: what is trained on stands in brackets (bold on a terminal)."""
     begin, end = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("[[", "]]")
+    tokens, mask = block.tokens[: block.lengths[0]].tolist(), block.mask[: block.lengths[0]].tolist()
     print("first sample (marked: trained on):")
     position = 0
     while position < min(len(tokens), 400):
@@ -183,55 +51,88 @@ def _show(tokenizer: Tokenizer, tokens: list[int], mask: list[int]) -> None:
         text = tokenizer.core.decode(tokens[position:stop], skip_special_tokens=False)
         print(begin + text + end if mask[position] else text, end="")
         position = stop
-    print()
+    print(flush=True)
 
 
-def _count(tokenizer: Tokenizer, tokens: list[int], mask: list[int], sequence_length: int, statistics: Statistics) -> bool:
-    """Notes a document in the statistics; False when it is dropped."""
-    if len(tokens) < 2:
-        statistics.dropped_empty += 1
-        return False
-    if not any(mask[1:]):
-        statistics.dropped_without_targets += 1
-        return False
-    statistics.double_bos += int(tokenizer.bos is not None and tokens[0] == tokens[1] == tokenizer.bos)
-    statistics.missing_end += int(tokens[-1] != tokenizer.eos)
-    statistics.longer_than_sequence += int(bool(sequence_length) and len(tokens) > sequence_length + 1)
-    statistics.documents += 1
-    statistics.tokens += len(tokens)
-    statistics.targets += sum(mask[1:])
-    statistics.longest = max(statistics.longest, len(tokens))
-    return True
+def _encode(files: list[Path], tokenizer: Tokenizer, prefix: Path, options: EncodeOptions, workers: int, total_bytes: int,
+            quiet: bool) -> Statistics:
+    statistics, done = Statistics(), 0
+    progress = Progress(total_bytes, quiet=quiet)
+    now = datetime.datetime.now()  # one moment for all workers
+    with IndexedDatasetWriter(prefix, tokenizer.id_bound) as writer:
+        for block, size in blocks(units(files), workers, tokenizer.folder, options, now):
+            if block.error:
+                progress.finish()
+                raise DataError(block.error)
+            if len(block.lengths):
+                if statistics.documents == 0 and not quiet:
+                    _show(tokenizer, block)
+                writer.add_many(block.tokens, block.lengths, block.mask, block.weights)
+            statistics.add(block.statistics)
+            done += size
+            progress.update(done, statistics.tokens)
+        progress.finish()
+        if statistics.documents == 0:
+            raise DataError(f"no sample with anything to train on was found{_why_empty(statistics)}")
+        facts.path_of(prefix).unlink(missing_ok=True)  # until the new files are whole, nothing vouches for the prefix
+    return statistics
+
+
+def _why_empty(statistics: Statistics) -> str:
+    found = [f"{count:,} {what}" for count, what in ((statistics.dropped_empty, "with fewer than two tokens"),
+                                                     (statistics.dropped_without_targets, "without a trained token"),
+                                                     (statistics.bad_lines, "bad lines")) if count]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def prepare(files: list[Path], tokenizer_folder: Path, prefix: Path, *, split: int = 0, sequence_length: int = 0,
-            template: Path | None = None, quiet: bool = False) -> Statistics:
-    """Encodes `files` in the given order into `prefix`; returns what was written, dropped and noticed."""
+            template: str | Path | None = None, variables: dict[str, object] | None = None, train_on: str = "assistant",
+            end_tokens: tuple[str, ...] = (), skip_bad: bool = False, workers: int = 1, force: bool = False,
+            quiet: bool = False) -> Statistics:
+    """Encodes `files` in the given order into `prefix`; returns what was written, dropped and noticed. The output does not
+    depend on `workers`. Does nothing when the prefix has been made from the same inputs, unless `force`."""
+    files, tokenizer_folder, prefix = list(map(Path, files)), Path(tokenizer_folder), Path(prefix)
+    if train_on not in TRAIN_ON:
+        raise ValueError(f"train_on = {train_on!r}: one of {', '.join(TRAIN_ON)}")
+    begin = time.monotonic()
+    check_sources(files)
     tokenizer = Tokenizer(tokenizer_folder)
-    if template is not None:
-        tokenizer.template = template.read_text()
-    statistics = Statistics()
-    missing = [str(f) for f in files if not f.is_file()]
-    if missing:
-        raise DataError(f"no such file: {', '.join(missing)}")
-    sources = []
-    with IndexedDatasetWriter(prefix, tokenizer.vocab_size) as writer:
-        for number, path in enumerate(files):
-            for tokens, mask in encode_file(path, tokenizer, split, statistics):
-                if _count(tokenizer, tokens, mask, sequence_length, statistics):
-                    if statistics.documents == 1 and not quiet:
-                        _show(tokenizer, tokens, [0] + list(mask[1:]))
-                    writer.add(tokens, [0] + list(mask[1:]))
-            sources.append({"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
-            if not quiet and sys.stderr.isatty() and len(files) > 1:
-                print(f"\r{number + 1}/{len(files)} files, {statistics.tokens:,} tokens", end="", file=sys.stderr)
-        if statistics.documents == 0:
-            raise DataError("no sample with anything to train on was found")
-    facts = {"format": "reprise-data", "version": 1, "vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.eos,
-             "tokenizer_sha256": tokenizer.sha256, "template": tokenizer.template, "sources": sources,
-             "statistics": asdict(statistics)}
-    Path(f"{prefix}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    options = EncodeOptions(choose_templates(tokenizer, template), variables or {}, train_on, split, sequence_length, skip_bad,
+                            tuple(end_tokens))
+    earlier = facts.read(prefix)
+    sources = facts.Sources(files, earlier)
+    wanted = facts.inputs(sources, tokenizer_folder, options)
+    if not force and facts.still_holds(prefix, earlier, wanted):
+        if not quiet:
+            print(f"{prefix}: made from the same inputs before, nothing to do (--force encodes again)")
+        return Statistics(**earlier["statistics"])
+    workers = max(1, min(workers, sources.bytes // _BYTES_PER_WORKER))
+    statistics = _encode(files, tokenizer, prefix, options, workers, sources.bytes, quiet)
+    facts.write(prefix, sources, wanted, options, vocab_size=tokenizer.vocab_size, eos=tokenizer.eos,
+                tokenizer_sha256=tokenizer.sha256, statistics=statistics)
+    if not quiet:
+        seconds = time.monotonic() - begin
+        print(f"{sources.bytes / 1e6:,.1f} MB in {format_time(seconds)} with {workers} worker{'s'[: workers > 1]}: "
+              f"{sources.bytes / 1e6 / seconds:.2f} MB/s, {statistics.tokens / 1e3 / seconds:,.0f} K tokens/s")
+        if ChatTemplate.tells_time(options.templates) and statistics.turns:
+            print("the chat template writes today's date where it is given none: --set date_string=\"26 Jul 2024\" or the like fixes it")
     return statistics
+
+
+def _variable(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: wants NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: wants a whole number that is not negative")
+    return int(text)
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -240,26 +141,51 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--tokenizer", required=True, type=Path, help="Hugging Face folder with tokenizer.json")
     parser.add_argument("--out", required=True, type=Path, metavar="PREFIX")
-    parser.add_argument("--split", type=int, default=0, metavar="N", help="cut plain text into pieces of N tokens")
-    parser.add_argument("--sequence-length", type=int, default=0, metavar="N",
+    parser.add_argument("--train-on", choices=TRAIN_ON, default="assistant",
+                        help="assistant turns and completions (default), the last turn alone, or every token")
+    parser.add_argument("--template", metavar="NAME|FILE", help="chat template: one of the tokenizer's by name, or a Jinja file")
+    parser.add_argument("--set", dest="variables", type=_variable, action="append", default=[], metavar="NAME=VALUE",
+                        help="variable of the chat template, such as enable_thinking=false")
+    parser.add_argument("--end-token", action="append", default=[], metavar="TOKEN",
+                        help="counts as an end of a turn, beside the model's end tokens")
+    parser.add_argument("--split", type=_count, default=0, metavar="N", help="cut texts into pieces of N tokens")
+    parser.add_argument("--sequence-length", type=_count, default=0, metavar="N",
                         help="count the samples that training with this length will truncate")
-    parser.add_argument("--template", type=Path, metavar="FILE", help="Jinja chat template instead of the tokenizer's")
+    parser.add_argument("--skip-bad", action="store_true", help="count lines that cannot be used instead of stopping")
+    parser.add_argument("--workers", type=_count, default=len(os.sched_getaffinity(0)), metavar="N",
+                        help="processes (default: the cores, %(default)s); the output is the same for any number")
+    parser.add_argument("--force", action="store_true", help="encode even when the inputs are those of last time")
     parser.add_argument("--quiet", action="store_true")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    statistics = prepare(options.files, options.tokenizer, options.out, split=options.split,
-                         sequence_length=options.sequence_length, template=options.template, quiet=options.quiet)
-    share = 100.0 * statistics.targets / statistics.tokens
-    print(f"{options.out}: {statistics.documents:,} documents, {statistics.tokens:,} tokens, "
-          f"{statistics.targets:,} trained on ({share:.1f} %), longest {statistics.longest:,}")
-    for count, what in ((statistics.dropped_empty, "dropped: fewer than two tokens"),
-                        (statistics.dropped_without_targets, "dropped: nothing to train on"),
-                        (statistics.longer_than_sequence, f"longer than {options.sequence_length} + 1 tokens: training truncates them"),
-                        (statistics.double_bos, "begin with two BOS tokens: check the chat template"),
-                        (statistics.missing_end if not options.split else 0, "do not end with the end token"),
-                        (statistics.invalid_utf8, "lines or files with invalid UTF-8")):
-        if count:
-            print(f"  {count:,} {what}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the writer's clean-up, as Ctrl-C goes
+    statistics = prepare(options.files, options.tokenizer, options.out, split=options.split, sequence_length=options.sequence_length,
+                         template=options.template, variables=dict(options.variables), train_on=options.train_on,
+                         end_tokens=tuple(options.end_token), skip_bad=options.skip_bad, workers=options.workers,
+                         force=options.force, quiet=options.quiet)
+    print(summary(options.out, statistics, options.sequence_length))
     return 0
+
+
+def summary(prefix: Path, statistics: Statistics, sequence_length: int) -> str:
+    share = 100.0 * statistics.targets / statistics.tokens
+    lines = [f"{prefix}: {statistics.documents:,} documents, {statistics.tokens:,} tokens, "
+             f"{statistics.targets:,} trained on ({share:.1f} %), longest {statistics.longest:,}"]
+    ends = ", ".join(map(repr, statistics.examples["missing_end"]))
+    for count, what in (
+            (statistics.dropped_empty, "dropped: fewer than two tokens"),
+            (statistics.dropped_without_targets, "dropped: nothing to train on"),
+            (statistics.longer_than_sequence, f"longer than {sequence_length} + 1 tokens: training truncates them"),
+            (statistics.split_conversations, "conversations written once per turn: the chat template renders earlier turns differently"),
+            (statistics.double_bos_prevented, "texts begin with the BOS token themselves: no second one was put before it"),
+            (statistics.double_bos, "begin with two BOS tokens: look at the chat template and the messages"),
+            (statistics.missing_end, f"of {statistics.turns:,} trained turns do not end with an end token of the model (text around the "
+                                     f"end: {ends}): it may not learn to stop; --end-token names another one"),
+            (statistics.invalid_utf8, "lines or files with invalid UTF-8"),
+            (statistics.bad_lines, "bad lines skipped")):
+        if count:
+            lines.append(f"  {count:,} {what}")
+    lines += [f"    {example}" for example in statistics.examples["bad_lines"]]
+    return "\n".join(lines)

@@ -233,7 +233,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from .prepare import DataError
+    from .errors import DataError
 
     try:
         report(options.runs, options.out, store=options.store, study=options.study, title=options.title)
