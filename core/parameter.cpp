@@ -24,7 +24,7 @@ void append_buckets(const std::vector<ParameterSpec>& specs, bool sum_over_tp, s
     if (specs[i].sum_over_tp != sum_over_tp) continue;
     layout.slots[i] = {end, end + specs[i].size()};
     end = round_up(layout.slots[i].end, kAlignment);
-    if (end - begin >= bucket_elements) close();
+    if (end - begin >= bucket_elements && !specs[i].joins_next) close();
   }
   close();
   layout.size = end;

@@ -22,6 +22,7 @@ struct ParameterSpec {
   bool counted = true;       ///< this rank counts the block in norms and angles (false on all but one of its copies)
   bool sum_over_tp = false;  ///< copies whose gradients are partial sums: added over tp once a step, before dp
   bool frozen = false;       ///< never updated, no optimizer state
+  bool joins_next = false;   ///< no bucket border behind it: it is multiplied with the next one as one matrix
 
   [[nodiscard]] std::int64_t rows() const { return row_end - row_begin; }
   [[nodiscard]] std::int64_t cols() const { return col_end - col_begin; }
@@ -47,7 +48,7 @@ struct FlatLayout {
 };
 
 /// Lays parameters out in declaration order, those with sum_over_tp behind all others in buckets of their own. A bucket
-/// closes once it holds bucket_elements; its end is padded so that `shard_count` equal shards are 64-byte aligned.
+/// closes once it holds bucket_elements, but not behind a parameter with joins_next; its end is padded so that `shard_count` equal shards are 64-byte aligned.
 /// Slots start at multiples of 16 elements. Padding elements are zero for ever and belong to no group.
 [[nodiscard]] FlatLayout make_flat_layout(const std::vector<ParameterSpec>& specs, std::int64_t bucket_elements,
                                           std::int64_t shard_count);
@@ -71,6 +72,10 @@ class ParameterSet {
   [[nodiscard]] const FlatLayout& layout() const { return layout_; }
   /// The stream that `allocate` was given: its device holds the values.
   [[nodiscard]] const Stream& stream() const { return stream_; }
+
+  /// False before `allocate` and where only values were allocated: these parameters are frozen, layers compute no
+  /// gradient of theirs.
+  [[nodiscard]] bool has_gradients() const { return gradients_.size() > 0; }
 
   /// [rows, cols] of this rank's block.
   [[nodiscard]] MatrixView<T> value(std::int64_t index);

@@ -54,27 +54,32 @@ template <class T>
 class DecoderLayer {
  public:
   /// What backward needs; views into the arena. `input` and `middle` are allocated by the caller, who must keep `input`
-  /// alone when the rest will be recomputed.
+  /// alone when the rest will be recomputed. `selective`, set by the caller: forward keeps the outputs of products and
+  /// of attention; what is marked (*), element by element from those, is empty behind it and made again in backward.
   struct Activations {
+    bool selective = false;
     MatrixView<T> input;            ///< [local tokens, hidden], the residual at entry
-    VectorView<float> input_rstd;   ///< [local tokens]
-    MatrixView<T> normed_input;     ///< [tokens, hidden]
+    VectorView<float> input_rstd;   ///< (*) [local tokens]
+    MatrixView<T> normed_input;     ///< (*) [tokens, hidden]
     MatrixView<T> qkv;              ///< [tokens, q + k + v]; q and k are rotated in place when there are no q/k norms
-    MatrixView<T> rotated_qk;       ///< [tokens, q + k], normed and rotated; only with q/k norms
-    MatrixView<float> qk_rstd;      ///< [tokens, heads + kv heads]; only with q/k norms
+    MatrixView<T> rotated_qk;       ///< (*) [tokens, q + k], normed and rotated; only with q/k norms
+    MatrixView<float> qk_rstd;      ///< (*) [tokens, heads + kv heads]; only with q/k norms
     MatrixView<T> attended;         ///< [tokens, q]
     MatrixView<float> log_sum_exp;  ///< [tokens, heads]
     MatrixView<T> middle;           ///< [local tokens, hidden], the residual between attention and MLP
-    VectorView<float> middle_rstd;  ///< [local tokens]
-    MatrixView<T> normed_middle;    ///< [tokens, hidden]
+    VectorView<float> middle_rstd;  ///< (*) [local tokens]
+    MatrixView<T> normed_middle;    ///< (*) [tokens, hidden]
     MatrixView<T> gate_up;          ///< [tokens, 2 ffn of this rank]
-    MatrixView<T> product;          ///< [tokens, ffn of this rank], silu(gate) up
+    MatrixView<T> product;          ///< (*) [tokens, ffn of this rank], silu(gate) up
+
+    void forget_marked();
   };
 
+  /// `lora` adapts the projections that it names; `parameters` are frozen then.
   DecoderLayer(const DecoderConfig& config, std::int64_t index, int tp_size, int tp_rank, bool sequence_parallel,
-               ParameterSet<T>& parameters);
+               ParameterSet<T>& parameters, const Lora<T>& lora = {});
 
-  /// The parameters of this layer are [first_parameter, end_parameter).
+  /// The parameters of this layer that train are [first_parameter, end_parameter) of their set.
   [[nodiscard]] std::int64_t first_parameter() const { return first_parameter_; }
   [[nodiscard]] std::int64_t end_parameter() const { return end_parameter_; }
   [[nodiscard]] std::int64_t kv_size() const { return shape_.num_kv_heads * shape_.head_dim; }
@@ -85,19 +90,25 @@ class DecoderLayer {
                Activations& activations, MatrixView<T> mlp_output, const LayerCache<T>* cache = nullptr) const;
   /// Makes everything but `input` again, with the same bits; the MLP's output is not needed and not made.
   void recompute(const Context& context, const DocumentPositions& documents, Activations& activations) const;
-  /// d_residual [local tokens, hidden]: gradient of the layer's output on entry, of its input on return.
+  /// d_residual [local tokens, hidden]: gradient of the layer's output on entry, of its input on return. Selective
+  /// activations cost two all-gathers more with sequence parallelism, of both norms' outputs, and nothing without.
   void backward(const Context& context, const DocumentPositions& documents, const Activations& activations,
                 Communicator* kv_group, MatrixView<T> d_residual) const;
 
  private:
   void attention_block(const Context& context, const DocumentPositions& documents, Activations& activations,
                        const LayerCache<T>* cache) const;
-  void mlp_block(const Context& context, Activations& activations) const;
+  void make_normed_input(const Context& context, std::int64_t tokens, MatrixView<T> residual, MatrixView<T> branch,
+                         Activations& activations) const;
+  void make_normed_middle(const Context& context, std::int64_t tokens, Activations& activations) const;
+  void make_product(const Context& context, Activations& activations) const;
+  void norm(const Context& context, MatrixView<T> residual, MatrixView<T> branch, MatrixView<T> sum,
+            std::int64_t weight, MatrixView<T> normed, VectorView<float> rstd) const;
   void rotate(const Context& context, const DocumentPositions& documents, Activations& activations) const;
   void attend(const Context& context, const DocumentPositions& documents, Activations& activations,
               const LayerCache<T>* cache) const;
-  void backward_mlp(const Context& context, const Activations& activations, MatrixView<T> d_residual) const;
-  void backward_attention(const Context& context, const DocumentPositions& documents, const Activations& activations,
+  void backward_mlp(const Context& context, Activations& activations, MatrixView<T> d_residual) const;
+  void backward_attention(const Context& context, const DocumentPositions& documents, Activations& activations,
                           Communicator* kv_group, MatrixView<T> d_residual) const;
   void backward_norm(const Context& context, MatrixView<const T> input, std::int64_t weight,
                      VectorView<const float> rstd, MatrixView<T> d_normed, MatrixView<T> d_residual) const;

@@ -14,6 +14,7 @@
 #include "layers/rms_norm.hpp"
 #include "layers/rope.hpp"
 #include "layers/token_shards.hpp"
+#include "layers/vector_gradient.hpp"
 #include "layers/vocab_parallel_embedding.hpp"
 
 namespace reprise {
@@ -43,7 +44,7 @@ struct DecoderModel<T>::Activations {
   VectorView<const std::int32_t> tokens;
   DocumentPositions documents;
   std::vector<typename DecoderLayer<T>::Activations> layers;
-  bool are_layers_kept = true;  // false: only the layers' inputs
+  Recompute recompute = Recompute::kNone;
   MatrixView<T> last_residual;  // [local tokens, hidden], the final norm's input
   VectorView<float> last_rstd;
 };
@@ -169,9 +170,7 @@ PlacedTokens place(const Context& context, const RotaryEmbedding& rotary, const 
       numbers.push_back(narrow<std::int32_t>(d * cache.max_length + cache.first[d] + t - offsets[d]));
     }
   }
-  const VectorView<std::int32_t> placed =
-      context.arena.vector<std::int32_t>(static_cast<std::int64_t>(numbers.size()), "micro-batch");
-  copy_to_device<std::int32_t>(context.stream, numbers, placed);
+  const VectorView<std::int32_t> placed = context.arena.copy<std::int32_t>(numbers, "micro-batch");
   const VectorView<const std::int32_t> positions = placed.slice(tokens, tokens),
                                        counting = placed.slice(2 * tokens, count);
   const bool has_all_positions = end <= tokens;
@@ -187,7 +186,7 @@ PlacedTokens place(const Context& context, const RotaryEmbedding& rotary, const 
 
 template <class T>
 DecoderModel<T>::DecoderModel(const DecoderConfig& config, const VocabPartition& vocab, const ProcessGroups& groups,
-                              ParameterSet<T>& parameters, bool sequence_parallel)
+                              ParameterSet<T>& parameters, bool sequence_parallel, const Lora<T>& lora)
     : impl_(std::make_unique<Impl>(Impl{config,
                                         vocab,
                                         &parameters,
@@ -206,8 +205,11 @@ DecoderModel<T>::DecoderModel(const DecoderConfig& config, const VocabPartition&
                 config.vocab_size, size);
   if (partition.kv_replicas > 1) impl_->kv_group = groups.tp->split(rank / partition.kv_replicas, rank, "kv");
   impl_->embedding.emplace(parameters, vocab, config.hidden_size, rank);
+  Lora<T> placed = lora;
+  placed.counts_replicas = rank == 0;
+  placed.sums_replicas = size > 1;
   for (std::int64_t i = 0; i < config.num_layers; ++i) {
-    impl_->layers.emplace_back(config, i, size, rank, impl_->sequence_parallel, parameters);
+    impl_->layers.emplace_back(config, i, size, rank, impl_->sequence_parallel, parameters, placed);
   }
   impl_->norm = add_final_norm(parameters, config.hidden_size, rank, impl_->sequence_parallel);
   if (!config.tie_word_embeddings) impl_->head = add_head(parameters, vocab, config.hidden_size, rank);
@@ -218,7 +220,8 @@ DecoderModel<T>::~DecoderModel() = default;
 
 template <class T>
 MatrixView<T> DecoderModel<T>::forward(const Context& context, const TokenBatch& batch, Recompute recompute,
-                                       ActivationsPtr& activations) const {
+                                       ActivationsPtr& activations,
+                                       const std::function<void(std::int64_t, std::int64_t)>& before_use) const {
   using LayerActivations = typename DecoderLayer<T>::Activations;
   const Impl& impl = *impl_;
   Arena& arena = context.arena;
@@ -233,19 +236,28 @@ MatrixView<T> DecoderModel<T>::forward(const Context& context, const TokenBatch&
   a.tokens = placed.tokens;
   a.documents = placed.documents;
   a.layers.resize(impl.layers.size());
-  a.are_layers_kept = recompute == Recompute::kNone;
+  a.recompute = recompute;
+  const bool keeps_layers = recompute == Recompute::kNone || recompute == Recompute::kSelective;
 
+  const auto announce = [&](std::int64_t first, std::int64_t last, bool trains) {
+    if (before_use && trains) before_use(first, last);
+  };
+  const bool trains = impl.parameters->has_gradients();
+  announce(impl.embedding->parameter(), impl.embedding->parameter() + 1, trains);
   MatrixView<T> residual = impl.embedding->forward(context, a.tokens);
   const std::int64_t rows = residual.rows, cols = residual.cols;
   const MatrixView<T> mlp_output = arena.matrix<T>(rows, cols, "MLP output");
-  MatrixView<T> branch, middle;
+  MatrixView<T> branch, input, middle;
   for (std::int64_t i = 0; i < impl.config.num_layers; ++i) {
     const auto& layer = impl.layers[static_cast<std::size_t>(i)];
     LayerActivations& kept = a.layers[static_cast<std::size_t>(i)];
-    if (i > 0) kept.input = arena.matrix<T>(rows, cols, "layer input");
-    if (i == 0 || a.are_layers_kept) middle = arena.matrix<T>(rows, cols, "residual");
+    kept.selective = recompute == Recompute::kSelective;
+    if (i == 1 || (i > 1 && recompute != Recompute::kNoBackward)) input = arena.matrix<T>(rows, cols, "layer input");
+    if (i == 0 || keeps_layers) middle = arena.matrix<T>(rows, cols, "residual");
+    kept.input = input;
     kept.middle = middle;
-    if (a.are_layers_kept) {
+    announce(layer.first_parameter(), layer.end_parameter(), true);
+    if (keeps_layers) {
       layer.forward(context, a.documents, residual, branch, kept, mlp_output);
     } else {
       const Arena::Scope scope(arena);
@@ -259,6 +271,7 @@ MatrixView<T> DecoderModel<T>::forward(const Context& context, const TokenBatch&
   a.last_residual = arena.matrix<T>(rows, cols, "last residual");
   a.last_rstd = arena.vector<float>(rows, "norm");
   const MatrixView<T> hidden = arena.matrix<T>(rows, cols, "hidden states");
+  announce(impl.norm, impl.norm + 1, trains);
   add_rms_norm<T>(context.stream, residual, branch, a.last_residual, impl.norm_weight(), impl.config.norm_eps, hidden,
                   a.last_rstd);
   return hidden;
@@ -272,28 +285,31 @@ void DecoderModel<T>::backward(const Context& context, const Activations& a, Mat
   Arena& arena = context.arena;
   const Arena::Scope scope(arena);
   const std::int64_t rows = a.last_residual.rows, cols = a.last_residual.cols;
+  REPRISE_CHECK(a.recompute != Recompute::kNoBackward, "backward of a forward pass that kept nothing");
   REPRISE_CHECK(d_hidden.rows == rows && d_hidden.cols == cols, "d_hidden is [{}, {}] where hidden was [{}, {}]",
                 d_hidden.rows, d_hidden.cols, rows, cols);
   const auto ready = [&](std::int64_t first, std::int64_t last) {
     if (on_ready) on_ready(first, last);
   };
-  if (impl.head >= 0) ready(impl.head, impl.head + 1);  // the loss has added to it already
+  const bool is_frozen = !impl.parameters->has_gradients();
+  if (impl.head >= 0 && !is_frozen) ready(impl.head, impl.head + 1);  // the loss has added to it already
   const MatrixView<T> d_residual = arena.matrix<T>(rows, cols, "residual gradient");
   fill(stream, d_residual.flat(), 0.0f);
   accumulate_rms_norm_backward<T>(stream, arena, a.last_residual, impl.norm_weight(), a.last_rstd, d_hidden, d_residual,
-                                  impl.parameters->gradient(impl.norm).flat());
-  ready(impl.norm, impl.norm + 1);
+                                  vector_gradient(*impl.parameters, impl.norm, arena));
+  if (!is_frozen) ready(impl.norm, impl.norm + 1);
   for (std::int64_t i = impl.config.num_layers - 1; i >= 0; --i) {
     const auto& layer = impl.layers[static_cast<std::size_t>(i)];
     const Arena::Scope layer_scope(arena);
     auto layer_activations = a.layers[static_cast<std::size_t>(i)];
-    if (!a.are_layers_kept) {
+    if (a.recompute == Recompute::kLayer) {
       layer_activations.middle = arena.matrix<T>(rows, cols, "residual");
       layer.recompute(context, a.documents, layer_activations);
     }
     layer.backward(context, a.documents, layer_activations, impl.kv_group.get(), d_residual);
     ready(layer.first_parameter(), layer.end_parameter());
   }
+  if (is_frozen) return;
   impl.embedding->backward(context, a.tokens, a.host_tokens, d_residual);
   ready(impl.embedding->parameter(), impl.embedding->parameter() + 1);
 }
@@ -304,6 +320,7 @@ MatrixView<const T> DecoderModel<T>::head_weight() const {
 }
 template <class T>
 MatrixView<float> DecoderModel<T>::head_gradient() const {
+  if (!impl_->parameters->has_gradients()) return {};
   return impl_->parameters->gradient(impl_->head_parameter());
 }
 template <class T>
@@ -336,6 +353,11 @@ auto DecoderModel<T>::make_cache(std::int64_t documents, std::int64_t max_length
     cache->values.emplace_back(impl_->parameters->stream(), size, "cached values");
   }
   return cache;
+}
+
+template <class T>
+void DecoderModel<T>::restart(Cache& cache, std::int64_t document) const {
+  cache.lengths.at(static_cast<std::size_t>(document)) = 0;
 }
 
 template <class T>

@@ -1,47 +1,23 @@
 #include "layers/parallel_linear.hpp"
 
-#include "core/elementwise.hpp"
 #include "core/gemm.hpp"
 #include "core/transfer.hpp"
 #include "layers/bias.hpp"
+#include "layers/joined_parameters.hpp"
 
 namespace reprise {
 
 namespace {
 
-/// True when the blocks of these parameters follow each other without a gap.
 template <class T>
-bool are_adjacent(const ParameterSet<T>& parameters, const std::vector<std::int64_t>& indices) {
-  const auto& slots = parameters.layout().slots;
-  for (std::size_t i = 0; i + 1 < indices.size(); ++i) {
-    const auto here = static_cast<std::size_t>(indices[i]), next = static_cast<std::size_t>(indices[i + 1]);
-    if (slots[here].begin + parameters.spec(indices[i]).size() != slots[next].begin) return false;
+std::vector<LoraPart> adapted_parts(const std::vector<ColumnPart>& parts, std::int64_t in_features,
+                                    const Lora<T>& lora) {
+  std::vector<LoraPart> adapted;
+  for (const ColumnPart& part : parts) {
+    const LoraShare whole{{0, in_features}, lora.counts_replicas, lora.sums_replicas};
+    adapted.push_back({part.name, part.global_rows, in_features, whole, {part.rows, part.counted, false}});
   }
-  return true;
-}
-
-/// The values of these parameters, copied one behind the other.
-template <class T>
-void join(const Stream& stream, ParameterSet<T>& parameters, const std::vector<std::int64_t>& indices,
-          VectorView<T> joined) {
-  std::int64_t begin = 0;
-  for (const std::int64_t index : indices) {
-    const VectorView<const T> part = parameters.value(index).flat();
-    copy_on_device<T>(stream, part, joined.slice(begin, part.size));
-    begin += part.size;
-  }
-}
-
-/// Adds what stands one behind the other in `joined` to the gradients of these parameters.
-template <class T>
-void add_to_gradients(const Stream& stream, VectorView<const float> joined, ParameterSet<T>& parameters,
-                      const std::vector<std::int64_t>& indices) {
-  std::int64_t begin = 0;
-  for (const std::int64_t index : indices) {
-    const VectorView<float> gradient = parameters.gradient(index).flat();
-    add<float, float>(stream, joined.slice(begin, gradient.size), gradient);
-    begin += gradient.size;
-  }
+  return adapted;
 }
 
 }  // namespace
@@ -49,8 +25,10 @@ void add_to_gradients(const Stream& stream, VectorView<const float> joined, Para
 template <class T>
 ColumnParallelLinear<T>::ColumnParallelLinear(ParameterSet<T>& parameters, const std::string& layer,
                                               std::int64_t in_features, const std::vector<ColumnPart>& parts,
-                                              bool has_bias)
-    : parameters_(&parameters), in_features_(in_features) {
+                                              bool has_bias, const Lora<T>& lora)
+    : parameters_(&parameters),
+      in_features_(in_features),
+      adapters_(lora, layer, adapted_parts(parts, in_features, lora)) {
   const auto spec_of = [&](const ColumnPart& part) {
     ParameterSpec spec;
     spec.layer = layer;
@@ -64,6 +42,7 @@ ColumnParallelLinear<T>::ColumnParallelLinear(ParameterSet<T>& parameters, const
     ParameterSpec spec = spec_of(part);
     spec.name = part.name + ".weight";
     spec.global_cols = spec.col_end = in_features;
+    spec.joins_next = &part != &parts.back();
     weights_.push_back(parameters.add(spec));
     out_features_ += part.rows.size();
   }
@@ -80,12 +59,7 @@ ColumnParallelLinear<T>::ColumnParallelLinear(ParameterSet<T>& parameters, const
 
 template <class T>
 MatrixView<const T> ColumnParallelLinear<T>::weight(const Stream& stream, Arena& arena) const {
-  if (are_adjacent(*parameters_, weights_)) {
-    return {parameters_->value(weights_.front()).data, out_features_, in_features_};
-  }
-  const MatrixView<T> joined = arena.matrix<T>(out_features_, in_features_, "joined weights");
-  join(stream, *parameters_, weights_, joined.flat());
-  return joined;
+  return joined_value(stream, arena, *parameters_, weights_, out_features_, in_features_);
 }
 
 template <class T>
@@ -93,6 +67,7 @@ void ColumnParallelLinear<T>::forward(const Stream& stream, Arena& arena, Matrix
                                       MatrixView<T> y) const {
   const Arena::Scope scope(arena);
   gemm<T, T>(stream, Transpose::kNo, Transpose::kYes, 1.0f, x, weight(stream, arena), 0.0f, y);
+  adapters_.add_output(stream, arena, x, y);
   if (biases_.empty()) return;
   const VectorView<T> joined = arena.vector<T>(out_features_, "joined biases");
   join(stream, *parameters_, biases_, joined);
@@ -101,23 +76,19 @@ void ColumnParallelLinear<T>::forward(const Stream& stream, Arena& arena, Matrix
 
 template <class T>
 void ColumnParallelLinear<T>::backward_input(const Stream& stream, Arena& arena, MatrixView<const T> d_y,
-                                             MatrixView<T> d_x) const {
+                                             MatrixView<const T> x, MatrixView<T> d_x) const {
   const Arena::Scope scope(arena);
   gemm<T, T>(stream, Transpose::kNo, Transpose::kNo, 1.0f, d_y, weight(stream, arena), 0.0f, d_x);
+  adapters_.backward_input(stream, arena, d_y, x, d_x);
 }
 
 template <class T>
 void ColumnParallelLinear<T>::backward_weight(const Stream& stream, Arena& arena, MatrixView<const T> d_y,
                                               MatrixView<const T> x) const {
+  adapters_.backward_output(stream, arena, d_y, x);
+  if (!parameters_->has_gradients()) return;
   const Arena::Scope scope(arena);
-  if (are_adjacent(*parameters_, weights_)) {
-    const MatrixView<float> gradient(parameters_->gradient(weights_.front()).data, out_features_, in_features_);
-    gemm<T, float>(stream, Transpose::kYes, Transpose::kNo, 1.0f, d_y, x, 1.0f, gradient);
-  } else {
-    const MatrixView<float> joined = arena.matrix<float>(out_features_, in_features_, "joined gradients");
-    gemm<T, float>(stream, Transpose::kYes, Transpose::kNo, 1.0f, d_y, x, 0.0f, joined);
-    add_to_gradients(stream, joined.flat(), *parameters_, weights_);
-  }
+  accumulate_joined_gradient<T>(stream, arena, d_y, x, *parameters_, weights_);
   if (biases_.empty()) return;
   const VectorView<float> sums = arena.vector<float>(out_features_, "bias gradients");
   zero(stream, sums);
@@ -128,8 +99,14 @@ void ColumnParallelLinear<T>::backward_weight(const Stream& stream, Arena& arena
 template <class T>
 RowParallelLinear<T>::RowParallelLinear(ParameterSet<T>& parameters, const std::string& layer, const std::string& name,
                                         std::int64_t out_features, std::int64_t global_in_features, Range cols,
-                                        bool has_bias, bool counts_replicas, bool sum_bias_over_tp)
-    : parameters_(&parameters) {
+                                        bool has_bias, bool counts_replicas, bool sum_bias_over_tp, const Lora<T>& lora)
+    : parameters_(&parameters),
+      adapter_(lora, layer,
+               {{name,
+                 out_features,
+                 global_in_features,
+                 {cols, true, false},
+                 {{0, out_features}, lora.counts_replicas, lora.sums_replicas}}}) {
   ParameterSpec spec;
   spec.name = name + ".weight";
   spec.layer = layer;
@@ -150,8 +127,9 @@ RowParallelLinear<T>::RowParallelLinear(ParameterSet<T>& parameters, const std::
 }
 
 template <class T>
-void RowParallelLinear<T>::forward(const Stream& stream, MatrixView<const T> x, MatrixView<T> y) const {
+void RowParallelLinear<T>::forward(const Stream& stream, Arena& arena, MatrixView<const T> x, MatrixView<T> y) const {
   gemm<T, T>(stream, Transpose::kNo, Transpose::kYes, 1.0f, x, parameters_->value(weight_), 0.0f, y);
+  adapter_.add_output(stream, arena, x, y);
 }
 
 template <class T>
@@ -160,15 +138,19 @@ void RowParallelLinear<T>::add_bias(const Stream& stream, MatrixView<T> y) const
 }
 
 template <class T>
-void RowParallelLinear<T>::backward(const Stream& stream, MatrixView<const T> d_y, MatrixView<const T> x,
+void RowParallelLinear<T>::backward(const Stream& stream, Arena& arena, MatrixView<const T> d_y, MatrixView<const T> x,
                                     MatrixView<T> d_x) const {
-  gemm<T, float>(stream, Transpose::kYes, Transpose::kNo, 1.0f, d_y, x, 1.0f, parameters_->gradient(weight_));
   gemm<T, T>(stream, Transpose::kNo, Transpose::kNo, 1.0f, d_y, parameters_->value(weight_), 0.0f, d_x);
+  adapter_.backward_input(stream, arena, d_y, x, d_x);
+  adapter_.backward_output(stream, arena, d_y, x);
+  if (!parameters_->has_gradients()) return;
+  gemm<T, float>(stream, Transpose::kYes, Transpose::kNo, 1.0f, d_y, x, 1.0f, parameters_->gradient(weight_));
 }
 
 template <class T>
 void RowParallelLinear<T>::backward_bias(const Stream& stream, Arena& arena, MatrixView<const T> d_y) const {
-  if (bias_ >= 0) accumulate_bias_gradient<T>(stream, arena, d_y, parameters_->gradient(bias_).flat());
+  if (bias_ < 0 || !parameters_->has_gradients()) return;
+  accumulate_bias_gradient<T>(stream, arena, d_y, parameters_->gradient(bias_).flat());
 }
 
 template class ColumnParallelLinear<float>;

@@ -35,6 +35,14 @@ MatrixView<T> gather_tokens(const Context& context, MatrixView<T> local, std::in
 }
 
 template <class T>
+void gather_tokens_in_place(const Context& context, MatrixView<T> all) {
+  if (!is_sharded(context)) return;
+  const Range own = local_tokens(context, all.rows);
+  context.groups.tp->template all_gather<T>(context.stream, all.row_range(own.begin, own.size()).flat(), all.flat(),
+                                            row_counts(context, all.rows, all.cols));
+}
+
+template <class T>
 MatrixView<T> partial_tokens(const Context& context, MatrixView<T> output, std::int64_t tokens) {
   return is_sharded(context) ? context.arena.matrix<T>(tokens, output.cols, "partial sums") : output;
 }
@@ -52,6 +60,7 @@ void reduce_tokens(const Context& context, MatrixView<T> partial, MatrixView<T> 
 
 #define REPRISE_INSTANTIATE(T)                                                           \
   template MatrixView<T> gather_tokens<T>(const Context&, MatrixView<T>, std::int64_t);  \
+  template void gather_tokens_in_place<T>(const Context&, MatrixView<T>);                \
   template MatrixView<T> partial_tokens<T>(const Context&, MatrixView<T>, std::int64_t); \
   template void reduce_tokens<T>(const Context&, MatrixView<T>, MatrixView<T>);
 REPRISE_INSTANTIATE(float)

@@ -19,6 +19,11 @@ namespace reprise {
 template <class T>
 [[nodiscard]] MatrixView<T> gather_tokens(const Context& context, MatrixView<T> local, std::int64_t tokens);
 
+/// The same where the rank's own rows, local_tokens, stand in `all` [tokens, cols] already: its other rows become those
+/// of the other ranks. Sequence parallel: one all-gather; otherwise nothing.
+template <class T>
+void gather_tokens_in_place(const Context& context, MatrixView<T> all);
+
 /// Where a rank writes its part [tokens, cols] of a sum that reduce_tokens brings into `output`: new scratch with
 /// sequence parallelism, otherwise `output` itself.
 template <class T>

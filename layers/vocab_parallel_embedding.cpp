@@ -1,22 +1,10 @@
 #include "layers/vocab_parallel_embedding.hpp"
 
 #include "core/trace.hpp"
-#include "core/transfer.hpp"
 #include "layers/embedding_rows.hpp"
 #include "layers/token_shards.hpp"
 
 namespace reprise {
-
-namespace {
-
-template <class V>
-VectorView<V> copy_to_arena(const Context& context, VectorView<const V> host) {
-  const VectorView<V> values = context.arena.vector<V>(host.size, "embedding order");
-  copy_to_device<V>(context.stream, host, values);
-  return values;
-}
-
-}  // namespace
 
 template <class T>
 VocabParallelEmbedding<T>::VocabParallelEmbedding(ParameterSet<T>& parameters, const VocabPartition& vocab,
@@ -51,8 +39,8 @@ void VocabParallelEmbedding<T>::backward(const Context& context, VectorView<cons
   const TraceRange range("embedding backward");
   const Arena::Scope scope(context.arena);
   const EmbeddingRuns runs = EmbeddingRuns::make(host_tokens, ids_);
-  const VectorView<std::int32_t> order = copy_to_arena<std::int32_t>(context, runs.tokens);
-  const VectorView<std::int32_t> begins = copy_to_arena<std::int32_t>(context, runs.begins);
+  const VectorView<std::int32_t> order = context.arena.copy<std::int32_t>(runs.tokens, "embedding order");
+  const VectorView<std::int32_t> begins = context.arena.copy<std::int32_t>(runs.begins, "embedding order");
   const MatrixView<T> gradient = gather_tokens(context, d_output, tokens.size);
   accumulate_rows<T>(context.stream, gradient, tokens, order, begins, ids_.begin, parameters_->gradient(weight_));
 }

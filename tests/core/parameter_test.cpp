@@ -81,6 +81,17 @@ TEST(FlatLayout, ABucketClosesOnceItIsFull) {
   EXPECT_THROW(static_cast<void>(make_flat_layout(specs, 0, 1)), Error);
 }
 
+TEST(FlatLayout, NoBucketEndsBetweenWhatIsMultipliedAsOne) {
+  std::vector<ParameterSpec> specs;
+  for (const char* name : {"q", "k", "v", "gate", "up"}) specs.push_back(make_spec(name, 16, 1));
+  for (const std::size_t i : {0U, 1U, 3U}) specs[i].joins_next = true;
+  const FlatLayout layout = make_flat_layout(specs, 1, 2);
+  ASSERT_EQ(layout.buckets.size(), 2U);
+  EXPECT_EQ(layout.buckets[0].end, 64);  // 48 elements, padded to two shards of 32
+  for (const std::size_t i : {0U, 1U, 3U}) EXPECT_EQ(layout.slots[i].end, layout.slots[i + 1].begin);
+  expect_sound(layout, specs, 2);
+}
+
 template <class T>
 class ParameterSetTest : public ::testing::Test {};
 using Types = ::testing::Types<float, BFloat16>;
@@ -94,7 +105,9 @@ TYPED_TEST(ParameterSetTest, HandsOutZeroedBlocksOfOneBuffer) {
   shard.row_end = 7;
   EXPECT_EQ(parameters.add(shard), 0);
   EXPECT_EQ(parameters.add(make_spec("norm", 6, 1, true)), 1);
+  EXPECT_FALSE(parameters.has_gradients());
   parameters.allocate(stream, 1'000, 2);
+  EXPECT_TRUE(parameters.has_gradients());
   EXPECT_EQ(parameters.find("norm"), 1);
   EXPECT_EQ(parameters.find("missing"), -1);
   EXPECT_EQ(parameters.value(0).rows, 3);

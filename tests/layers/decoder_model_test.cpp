@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "tests/layers/decoder_ranks.hpp"
 #include "tests/support/expect_error.hpp"
 
@@ -26,7 +28,7 @@ TEST(DecoderModel, EqualsTheOracle) {
     const Table d_hidden = random_table(documents.size(), config.hidden_size, 1.0, 9);
     const ModelResult want = run_oracle(config, weights, documents, d_hidden);
     expect_close(run_model<float>(config, weights, documents, d_hidden), want, 1e-4);
-    // Buckets so small that q, k and v, or gate and up, are parted by a bucket's end.
+    // Buckets so small that a layer needs several.
     expect_close(run_model<float>(config, weights, documents, d_hidden, {.bucket_elements = 700}), want, 1e-4);
   }
 }
@@ -92,11 +94,16 @@ void expect_recomputation_changes_no_bit() {
     const Tables weights = random_weights(config);
     const Documents documents = random_documents(config, {20, 3, 10});
     const Table d_hidden = random_table(documents.size(), config.hidden_size, 1.0, 9);
-    for (const bool sequence_parallel : {false, true}) {
-      RunOptions options{.tp = 2, .sequence_parallel = sequence_parallel};
-      const ModelResult kept = run_model<T>(config, weights, documents, d_hidden, options);
-      options.recompute = Recompute::kLayer;
-      expect_same_bits(run_model<T>(config, weights, documents, d_hidden, options), kept);
+    for (const int tp : {1, 2, 4}) {
+      for (const bool sequence_parallel : {false, true}) {
+        if (tp == 1 && sequence_parallel) continue;
+        RunOptions options{.tp = tp, .sequence_parallel = sequence_parallel};
+        const ModelResult kept = run_model<T>(config, weights, documents, d_hidden, options);
+        for (const Recompute recompute : {Recompute::kSelective, Recompute::kLayer}) {
+          options.recompute = recompute;
+          expect_same_bits(run_model<T>(config, weights, documents, d_hidden, options), kept);
+        }
+      }
     }
   }
 }
@@ -141,7 +148,7 @@ TEST(DecoderModel, NoTokensAndOneToken) {
   const DecoderConfig config = family_config("llama");
   const Tables weights = random_weights(config);
   for (const bool sequence_parallel : {false, true}) {
-    for (const Recompute recompute : {Recompute::kNone, Recompute::kLayer}) {
+    for (const Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kLayer}) {
       const RunOptions options{.tp = 4, .sequence_parallel = sequence_parallel, .recompute = recompute};
       for (const Documents& none : {Documents{{}, {}}, Documents{{}, {0}}, Documents{{}, {0, 0, 0}}}) {
         const ModelResult result = run_model<float>(config, weights, none, Table(0, config.hidden_size), options);
@@ -214,31 +221,57 @@ TEST(DecoderModel, ReportsGradientsOnceWhenTheyAreFinal) {
   }
 }
 
-TEST(DecoderModel, NothingIsAllocatedAfterTheFirstStep) {
-  const DecoderConfig config = family_config("llama");
-  const Tables weights = random_weights(config);
-  const Documents documents = random_documents(config, {30, 50});
+/// Arena bytes of three steps, forward and backward.
+template <class T>
+std::vector<std::int64_t> arena_bytes(const DecoderConfig& config, const Documents& documents, Recompute recompute) {
+  std::vector<std::int64_t> bytes;
   const Table d_hidden = random_table(documents.size(), config.hidden_size, 1.0, 9);
   run_device_ranks(1, [&](Communicator& world) {
-    std::int64_t kept_bytes = 0;
-    for (const Recompute recompute : {Recompute::kNone, Recompute::kLayer}) {
-      RankModel<float> rank(world, config, 1, false, weights);
-      std::vector<std::int64_t> high_water;
-      for (int step = 0; step < 3; ++step) {
-        rank.arena.reset();
-        typename DecoderModel<float>::ActivationsPtr activations;
-        (void)rank.model.forward(rank.context, documents.batch(), recompute, activations);
+    RankModel<T> rank(world, config, 1, false, random_weights(config));
+    for (int step = 0; step < 3; ++step) {
+      rank.arena.reset();
+      typename DecoderModel<T>::ActivationsPtr activations;
+      (void)rank.model.forward(rank.context, documents.batch(), recompute, activations);
+      if (recompute != Recompute::kNoBackward) {
         rank.model.backward(rank.context, *activations, rank.local_rows(d_hidden));
-        high_water.push_back(rank.arena.high_water_bytes());
       }
-      EXPECT_EQ(high_water[1], high_water[2]);
-      if (recompute == Recompute::kNone) {
-        kept_bytes = high_water[2];
-      } else {
-        EXPECT_LT(high_water[2], kept_bytes);
-      }
+      bytes.push_back(rank.arena.high_water_bytes());
     }
   });
+  return bytes;
+}
+
+TEST(DecoderModel, RecomputationSavesMemoryAndNothingGrowsAfterTheFirstStep) {
+  DecoderConfig config = family_config("qwen3");
+  config.num_layers = 4;
+  const Documents documents = random_documents(config, {30, 50});
+  std::int64_t before = std::numeric_limits<std::int64_t>::max();
+  for (const Recompute recompute :
+       {Recompute::kNone, Recompute::kSelective, Recompute::kLayer, Recompute::kNoBackward}) {
+    const std::vector<std::int64_t> bytes = arena_bytes<float>(config, documents, recompute);
+    EXPECT_EQ(bytes[1], bytes[0]);
+    EXPECT_EQ(bytes[2], bytes[0]);
+    EXPECT_LT(bytes[0], before) << static_cast<int>(recompute);
+    before = bytes[0];
+  }
+}
+
+TEST(DecoderModel, APassWithoutBackwardGivesTheSameHiddenStates) {
+  for (const char* family : {"llama", "qwen3"}) {
+    const DecoderConfig config = family_config(family);
+    const Tables weights = random_weights(config);
+    const Documents documents = random_documents(config, {20, 3});
+    run_device_ranks(2, [&](Communicator& world) {
+      RankModel<float> rank(world, config, 2, true, weights);
+      typename DecoderModel<float>::ActivationsPtr kept, none;
+      const auto hidden = rank.model.forward(rank.context, documents.batch(), Recompute::kNone, kept);
+      const auto alone = rank.model.forward(rank.context, documents.batch(), Recompute::kNoBackward, none);
+      EXPECT_EQ(table_of(rank.stream, hidden).data, table_of(rank.stream, alone).data);
+      expect_error(ErrorKind::kInternal, {"kept nothing"}, [&] {
+        rank.model.backward(rank.context, *none, rank.arena.matrix<float>(hidden.rows, hidden.cols));
+      });
+    });
+  }
 }
 
 }  // namespace

@@ -41,7 +41,7 @@ TEST(DecoderModelMpi, ShardingChangesNothing) {
     const Table d_hidden = random_table(documents.size(), config.hidden_size, 0.3, 9);
     const ModelResult want = run_oracle(config, weights, documents, d_hidden);
     for (const bool sequence_parallel : {false, true}) {
-      for (const Recompute recompute : {Recompute::kNone, Recompute::kLayer}) {
+      for (const Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kLayer}) {
         RankModel<float> rank(world, config, world.size(), sequence_parallel, weights);
         DecoderModel<float>::ActivationsPtr activations;
         const Table hidden =

@@ -28,7 +28,9 @@ using Tables = std::map<std::string, Table>;  // by Hugging Face name; vectors a
 /// layers/.
 class DecoderOracle {
  public:
-  DecoderOracle(const DecoderConfig& config, Tables weights) : config_(config), weights_(std::move(weights)) {}
+  /// `weights` may hold adapters, "<layer>.lora_A.weight" and "<layer>.lora_B.weight"; what they add is scaled.
+  DecoderOracle(const DecoderConfig& config, Tables weights, double lora_scale = 0.0)
+      : config_(config), weights_(std::move(weights)), lora_scale_(lora_scale) {}
 
   Table forward(const std::vector<std::int32_t>& tokens, const std::vector<std::int64_t>& offsets) {
     tokens_ = tokens;
@@ -105,6 +107,17 @@ class DecoderOracle {
         y(t, o) = sum;
       }
     }
+    if (weights_.count(name + ".lora_A.weight")) {
+      const Table& a = weights_.at(name + ".lora_A.weight");
+      const Table& b = weights_.at(name + ".lora_B.weight");
+      for (std::int64_t t = 0; t < x.rows; ++t) {
+        for (std::int64_t r = 0; r < a.rows; ++r) {
+          double u = 0.0;
+          for (std::int64_t i = 0; i < x.cols; ++i) u += x(t, i) * a(r, i);
+          for (std::int64_t o = 0; o < y.cols; ++o) y(t, o) += lora_scale_ * u * b(o, r);
+        }
+      }
+    }
     return y;
   }
   Table linear_backward(const std::string& name, const Table& x, const Table& dy) {
@@ -119,7 +132,28 @@ class DecoderOracle {
         }
       }
     }
+    if (weights_.count(name + ".lora_A.weight")) lora_backward(name, x, dy, dx);
     return dx;
+  }
+  void lora_backward(const std::string& name, const Table& x, const Table& dy, Table& dx) {
+    const Table& a = weights_.at(name + ".lora_A.weight");
+    const Table& b = weights_.at(name + ".lora_B.weight");
+    Table& da = gradients_[name + ".lora_A.weight"];
+    Table& db = gradients_[name + ".lora_B.weight"];
+    for (std::int64_t t = 0; t < x.rows; ++t) {
+      for (std::int64_t r = 0; r < a.rows; ++r) {
+        double u = 0.0, du = 0.0;
+        for (std::int64_t i = 0; i < x.cols; ++i) u += x(t, i) * a(r, i);
+        for (std::int64_t o = 0; o < dy.cols; ++o) {
+          du += lora_scale_ * dy(t, o) * b(o, r);
+          db(o, r) += lora_scale_ * dy(t, o) * u;
+        }
+        for (std::int64_t i = 0; i < x.cols; ++i) {
+          dx(t, i) += du * a(r, i);
+          da(r, i) += du * x(t, i);
+        }
+      }
+    }
   }
 
   // Norm over groups of `width` columns.
@@ -278,6 +312,7 @@ class DecoderOracle {
 
   DecoderConfig config_;
   Tables weights_, gradients_;
+  double lora_scale_;
   std::vector<std::int32_t> tokens_;
   std::vector<std::int64_t> position_, begin_;  // of every token: place in its document, and where that begins
   std::vector<Saved> saved_;

@@ -66,6 +66,11 @@ TEST(DecoderParallelism, CollectivesPerLayerAreAsDeclared) {
   const Traffic again = measure(config, 4, true, Recompute::kLayer, tokens).second;
   EXPECT_EQ(again.all_gathers, 4 * layers + 1);
   EXPECT_EQ(again.reduce_scatters, 3 * layers);
+  // Selective recomputation has no sums over ranks, and gathers the outputs of both norms again.
+  EXPECT_EQ(measure(config, 4, false, Recompute::kSelective, tokens), plain);
+  const auto selective = measure(config, 4, true, Recompute::kSelective, tokens);
+  EXPECT_EQ(selective.first, sharded.first);
+  EXPECT_EQ(selective.second, (Traffic{0, 4 * layers + 1, 2 * layers, (6 * layers + 1) * payload}));
   EXPECT_EQ(measure(config, 1, true, Recompute::kNone, tokens), std::pair(Traffic{}, Traffic{}));
 }
 

@@ -110,30 +110,40 @@ inline Tables random_weights(const DecoderConfig& config, std::uint64_t seed = 1
   return weights;
 }
 
-/// What one rank has: a model with its memory. `threads` of the stream on a CPU.
+/// What one rank has: a model with its memory. `threads` of the stream on a CPU. With `lora` adapters train on a frozen
+/// base; `weights` has theirs by name.
 template <class T>
 struct RankModel {
   RankModel(Communicator& world, const DecoderConfig& config, int tp, bool sequence_parallel, const Tables& weights,
-            int threads = 1, std::int64_t bucket_elements = 1 << 20)
+            int threads = 1, std::int64_t bucket_elements = 1 << 20, const LoraOptions& lora = {})
       : pool(threads),
         stream(rank_stream(pool)),
         arena(stream),
         groups(ProcessGroups::make(world, tp)),
+        is_adapted(lora.rank > 0),
         model(config, VocabPartition::even(config.vocab_size, config.vocab_size, tp), groups, parameters,
-              sequence_parallel),
+              sequence_parallel, is_adapted ? Lora<T>{lora, &adapters} : Lora<T>{}),
         context{stream, groups, arena, sequence_parallel} {
-    parameters.allocate(stream, bucket_elements, groups.dp_size());
-    for (std::int64_t i = 0; i < parameters.count(); ++i) {
-      const ParameterSpec& spec = parameters.spec(i);
-      if (weights.empty()) continue;
+    parameters.allocate(stream, bucket_elements, groups.dp_size(), is_adapted);
+    load(weights, parameters);
+    if (!is_adapted) return;
+    adapters.allocate(stream, bucket_elements, groups.dp_size());
+    load(weights, adapters);
+  }
+
+  void load(const Tables& weights, ParameterSet<T>& set) {
+    for (std::int64_t i = 0; i < set.count() && !weights.empty(); ++i) {
+      const ParameterSpec& spec = set.spec(i);
       const Table& from = weights.at(spec.name);
       EXPECT_EQ(from.rows, spec.global_rows);
       EXPECT_EQ(from.cols, spec.global_cols);
       const std::vector<T> values =
           values_of<T>(block_of(from, spec.row_begin, spec.rows(), spec.col_begin, spec.cols()));
-      copy_to_device<T>(stream, values, parameters.value(i).flat());
+      copy_to_device<T>(stream, values, set.value(i).flat());
     }
   }
+
+  [[nodiscard]] ParameterSet<T>& trained() { return is_adapted ? adapters : parameters; }
 
   /// This rank's rows of a [tokens, hidden] table, in the arena.
   MatrixView<T> local_rows(const Table& table) {
@@ -149,7 +159,8 @@ struct RankModel {
   Stream stream;
   Arena arena;
   ProcessGroups groups;
-  ParameterSet<T> parameters;
+  bool is_adapted;
+  ParameterSet<T> parameters, adapters;
   DecoderModel<T> model;
   Context context;
 };
@@ -166,6 +177,7 @@ struct RunOptions {
   Recompute recompute = Recompute::kNone;
   int threads = 1;
   std::int64_t bucket_elements = 1 << 20;
+  LoraOptions lora = {};
 };
 
 /// Adds what this rank has to the whole result, and checks that copies agree bit for bit. Gradients of sum_over_tp
@@ -181,12 +193,12 @@ void collect_rank(RankModel<T>& rank, const Table& hidden, std::int64_t tokens, 
       result.hidden(rows.begin + r, c) = hidden(r, c);
     }
   }
-  for (std::int64_t i = 0; i < rank.parameters.count(); ++i) {
-    const ParameterSpec& spec = rank.parameters.spec(i);
+  for (std::int64_t i = 0; i < rank.trained().count(); ++i) {
+    const ParameterSpec& spec = rank.trained().spec(i);
     Table& whole = result.gradients[spec.name];
     Table& marks = seen[spec.name];
     if (whole.rows == 0) whole = marks = Table(spec.global_rows, spec.global_cols);
-    const Table gradients = table_of(rank.stream, rank.parameters.gradient(i));
+    const Table gradients = table_of(rank.stream, rank.trained().gradient(i));
     for (std::int64_t r = 0; r < spec.rows(); ++r) {
       for (std::int64_t c = 0; c < spec.cols(); ++c) {
         const double gradient = gradients(r, c);
@@ -213,7 +225,7 @@ ModelResult run_model(const DecoderConfig& config, const Tables& weights, const 
   std::mutex mutex;
   run_device_ranks(options.tp, [&](Communicator& world) {
     RankModel<T> rank(world, config, options.tp, options.sequence_parallel, weights, options.threads,
-                      options.bucket_elements);
+                      options.bucket_elements, options.lora);
     typename DecoderModel<T>::ActivationsPtr activations;
     const MatrixView<T> hidden = rank.model.forward(rank.context, documents.batch(), options.recompute, activations);
     const Table copy = table_of(rank.stream, hidden);
