@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import datetime
 import json
 import math
@@ -159,14 +160,11 @@ class Encoder:
         encoding = self.tokenizer.encoding(text)
         tokens = encoding.ids
         mask = [0] * len(tokens)
-        remaining = iter(spans)
-        span = next(remaining, None)
-        for i, (begin, end) in enumerate(encoding.offsets):
-            while span is not None and begin >= span[1]:
-                span = next(remaining, None)
-            if span is None:
-                break
-            mask[i] = int(end > span[0])
+        for begin, end in spans:
+            # Searched, because a list of all offsets would cost more than the mask.
+            first = bisect.bisect_right(range(len(tokens)), begin, key=lambda i: encoding.token_to_chars(i)[1])
+            last = bisect.bisect_left(range(len(tokens)), end, lo=first, key=lambda i: encoding.token_to_chars(i)[0])
+            mask[first:last] = [1] * (last - first)
         return Document(tokens, mask)
 
     # ---- a line of JSON ----------------------------------------------------------------------------------------------
