@@ -88,9 +88,21 @@ class Optimizer {
   virtual void reduce_ahead(const Context& context, std::int64_t bucket) = 0;
 
   /// After reduce_gradients(last). One all-gather of 4 float64 per group + 8 over the world, summed in rank order; then
-  /// the fused update of the owned shard and the all-gather of parameters over dp. Zeroes the gradients.
-  /// The host waits until the step is decided; the update and the all-gather may still be on their way on the stream.
-  virtual StepResult step(const Context& context, double lr, const StepSums& sums) = 0;
+  /// the fused update of the owned shard. Zeroes the gradients. `device_losses`, on the stream's device, are added to
+  /// sums.weighted_loss there, in order.
+  /// The host waits until the step is decided; the update may still be on its way on the stream. After a step that was
+  /// not skipped the other ranks' shards of the parameters are old until gather_parameters.
+  virtual StepResult update(const Context& context, double lr, const StepSums& sums,
+                            VectorView<const double> device_losses) = 0;
+  /// After an update that was not skipped: the all-gather over dp of one bucket's parameters. Every rank names every
+  /// bucket once, in the same order. `context` may have a stream of its own, which must wait for that of update.
+  virtual void gather_parameters(const Context& context, std::int64_t bucket) = 0;
+  /// Both, one after the other.
+  StepResult step(const Context& context, double lr, const StepSums& sums) {
+    const StepResult result = update(context, lr, sums, {});
+    if (!result.skipped) gather_all_parameters(context);
+    return result;
+  }
 
   /// Takes the parameters' present values as master weights (after loading a model); moments stay.
   virtual void set_master_from_parameters() = 0;
@@ -108,6 +120,9 @@ class Optimizer {
   /// Names of the angle groups in order.
   [[nodiscard]] virtual const std::vector<std::string>& group_names() const = 0;
   [[nodiscard]] virtual std::int64_t state_bytes() const = 0;
+
+ protected:
+  virtual void gather_all_parameters(const Context& context) = 0;
 };
 
 /// Builds the ownership manifest and checks it over all ranks: the sum of owned element counts per parameter equals its

@@ -8,7 +8,6 @@
 #include "core/elementwise.hpp"
 #include "core/error.hpp"
 #include "optimizer/optimizer_options.hpp"
-#include "optimizer/stream_mark.hpp"
 
 namespace reprise {
 
@@ -26,6 +25,7 @@ StepBuffers::StepBuffers(const Stream& stream, const std::vector<std::int64_t>& 
   decision = Buffer<StepDecision>(stream, 1, kWhat);
   read_turns = HostBuffer<Turn>(stream, groups, kWhat);
   read_decision = HostBuffer<StepDecision>(stream, 1, kWhat);
+  decided = make_stream_event(stream);
 }
 
 StepOutcome StepBuffers::outcome() {
@@ -185,19 +185,17 @@ void ShardedOptimizer<T>::reduce_bucket(const Context& context, std::size_t inde
 // ---- the step ------------------------------------------------------------------------------------------------------
 
 template <class T>
-StepResult ShardedOptimizer<T>::step(const Context& context, double lr, const StepSums& sums) {
+StepResult ShardedOptimizer<T>::update(const Context& context, double lr, const StepSums& sums,
+                                       VectorView<const double> device_losses) {
   REPRISE_CHECK(reduced_, "step before reduce_gradients of the last micro-batch");
   require(std::isfinite(lr) && lr >= 0.0, ErrorKind::kUsage, "learning rate {} must be a finite number >= 0", lr);
-  const auto wait = launch_update(context, lr, sums);
+  launch_update(context, lr, sums, device_losses);
   micro_batches_ = 0;
   reduced_ahead_.assign(reduced_ahead_.size(), false);
   reduced_ = false;
-  wait();
+  step_.decided->synchronize();
   const StepDecision& decision = step_.read_decision.view()[0];
-  if (!decision.skipped) {
-    ++steps_taken_;
-    if (!replicated()) gather_parameters(context);
-  }
+  if (!decision.skipped) ++steps_taken_;
   return {.sums = decision.sums,
           .grad_norm = decision.grad_norm,
           .skipped = decision.skipped,
@@ -205,16 +203,17 @@ StepResult ShardedOptimizer<T>::step(const Context& context, double lr, const St
 }
 
 template <class T>
-std::function<void()> ShardedOptimizer<T>::launch_update(const Context& context, double lr, const StepSums& sums) {
+void ShardedOptimizer<T>::launch_update(const Context& context, double lr, const StepSums& sums,
+                                        VectorView<const double> device_losses) {
   const Stream& stream = context.stream;
   // The step's one collective of scalars.
-  sum_groups(stream, step_.chunk_sums.view(), step_.group_begin.view(), sums, step_.own.view());
+  sum_groups(stream, step_.chunk_sums.view(), step_.group_begin.view(), sums, device_losses, step_.own.view());
   context.groups.world->all_gather<double>(stream, step_.own.view(), step_.gathered.view());
   const StepRule step_rule{cap_, is_moclip_, options_.clip_norm, make_step_terms(options_, steps_taken_ + 1, lr)};
   decide_step(stream, step_rule, step_.gathered.view(), step_.outcome());
   start_copy_to_host<StepDecision>(stream, step_.decision.view(), step_.read_decision.view());
   start_copy_to_host<Turn>(stream, step_.turns.view(), step_.read_turns.view());
-  auto wait = mark_work(stream);
+  step_.decided->record(stream);
   update_chunks(stream, rule(), chunks_.view(), state(), step_.scalars.view(), step_.decision.view());
   // The update has cleared what it read; released gradients are zero already.
   if (!releases_gradients()) {
@@ -222,17 +221,20 @@ std::function<void()> ShardedOptimizer<T>::launch_update(const Context& context,
       fill(stream, parameters_.gradients().slice(range.begin, range.size()), 0.0f);
     }
   }
-  return wait;
 }
 
 template <class T>
-void ShardedOptimizer<T>::gather_parameters(const Context& context) {
-  if (replicas_ == 1) return;
-  for (const Bucket& bucket : parameters_.layout().buckets) {
-    const Range shard = shard_of(bucket, replicas_, replica_);
-    context.groups.dp->template all_gather<T>(context.stream, parameters_.values().slice(shard.begin, shard.size()),
-                                              parameters_.values().slice(bucket.begin, bucket.end - bucket.begin));
-  }
+void ShardedOptimizer<T>::gather_parameters(const Context& context, std::int64_t index) {
+  if (replicas_ == 1 || replicated()) return;
+  const Bucket& bucket = parameters_.layout().buckets.at(static_cast<std::size_t>(index));
+  const Range shard = shard_of(bucket, replicas_, replica_);
+  context.groups.dp->template all_gather<T>(context.stream, parameters_.values().slice(shard.begin, shard.size()),
+                                            parameters_.values().slice(bucket.begin, bucket.end - bucket.begin));
+}
+
+template <class T>
+void ShardedOptimizer<T>::gather_all_parameters(const Context& context) {
+  for (std::int64_t b = 0; b < std::ssize(parameters_.layout().buckets); ++b) gather_parameters(context, b);
 }
 
 // ---- master weights and pieces -------------------------------------------------------------------------------------
@@ -258,7 +260,7 @@ void ShardedOptimizer<T>::publish_parameters(const Context& context) {
       cast<T, float>(context.stream, master_of(segment), parameters_.values().slice(segment.begin, segment.size));
     }
   }
-  if (!replicated()) gather_parameters(context);
+  gather_all_parameters(context);
 }
 
 template <class T>

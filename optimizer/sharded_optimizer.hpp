@@ -1,11 +1,11 @@
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "core/buffer.hpp"
+#include "core/stream_event.hpp"
 #include "core/transfer.hpp"
 #include "optimizer/angle_cap.hpp"
 #include "optimizer/copy_ranges.hpp"
@@ -31,6 +31,7 @@ struct StepBuffers {
   Buffer<StepDecision> decision;         // [1]
   HostBuffer<Turn> read_turns;
   HostBuffer<StepDecision> read_decision;
+  std::unique_ptr<StreamEvent> decided;
 };
 
 /// The one implementation: MoClip and AdamW differ in two kernels, the ZeRO stages in which elements are held
@@ -45,7 +46,9 @@ class ShardedOptimizer final : public Optimizer<T> {
 
   void reduce_gradients(const Context& context, bool last) override;
   void reduce_ahead(const Context& context, std::int64_t bucket) override;
-  StepResult step(const Context& context, double lr, const StepSums& sums) override;
+  StepResult update(const Context& context, double lr, const StepSums& sums,
+                    VectorView<const double> device_losses) override;
+  void gather_parameters(const Context& context, std::int64_t bucket) override;
   void set_master_from_parameters() override;
   void publish_parameters(const Context& context) override;
   [[nodiscard]] std::vector<OwnedPiece> owned_pieces() override;
@@ -63,9 +66,9 @@ class ShardedOptimizer final : public Optimizer<T> {
   void find_copies(const Context& context);
   void sum_copies(const Context& context);
   void reduce_bucket(const Context& context, std::size_t bucket, bool last);
-  /// Launches everything up to the update; returns what waits for the decision in step_.read_decision.
-  [[nodiscard]] std::function<void()> launch_update(const Context& context, double lr, const StepSums& sums);
-  void gather_parameters(const Context& context);
+  /// Launches everything up to the update; step_.decided is when step_.read_decision is there.
+  void launch_update(const Context& context, double lr, const StepSums& sums, VectorView<const double> device_losses);
+  void gather_all_parameters(const Context& context) override;
   void copy_to_master(const Stream& stream);
 
   [[nodiscard]] UpdateRule rule() const { return is_moclip_ ? UpdateRule::kMoClip : UpdateRule::kAdamW; }

@@ -93,7 +93,7 @@ void sum_chunks(const CpuStream& stream, UpdateRule rule, VectorView<const Updat
 }
 
 void sum_groups(const CpuStream&, VectorView<const GroupSums> sums, VectorView<const std::int64_t> group_begin,
-                const StepSums& step, VectorView<double> doubles) {
+                const StepSums& step, VectorView<const double> losses, VectorView<double> doubles) {
   const std::int64_t groups = group_begin.size - 1;
   REPRISE_CHECK(doubles.size == groups * kDoublesPerGroup + kDoublesPerStep, "{} doubles for {} groups", doubles.size,
                 groups);
@@ -102,7 +102,9 @@ void sum_groups(const CpuStream&, VectorView<const GroupSums> sums, VectorView<c
     for (std::int64_t slot = group_begin[g]; slot < group_begin[g + 1]; ++slot) total += sums[slot];
     write_doubles(total, doubles.data + g * kDoublesPerGroup);
   }
-  write_doubles(step, doubles.data + groups * kDoublesPerGroup);
+  StepSums total = step;
+  for (const double loss : losses) total.weighted_loss += loss;
+  write_doubles(total, doubles.data + groups * kDoublesPerGroup);
 }
 
 void decide_step(const CpuStream&, const StepRule& rule, VectorView<const double> gathered,

@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
 /// One block per group, and a last one for the step's own sums.
 __global__ void __launch_bounds__(kThreads)
     sum_groups_kernel(VectorView<const GroupSums> sums, VectorView<const std::int64_t> group_begin, StepSums step,
-                      VectorView<double> doubles) {
+                      VectorView<const double> losses, VectorView<double> doubles) {
   SharedMemory shared;
   GroupSums* const scratch = shared.take<GroupSums>(kWarps);
   const std::int64_t group = blockIdx.x, groups = group_begin.size - 1;
@@ -136,6 +136,7 @@ __global__ void __launch_bounds__(kThreads)
   if (group < groups) {
     write_doubles(total, to);
   } else {
+    for (const double loss : losses) step.weighted_loss += loss;
     write_doubles(step, to);
   }
 }
@@ -263,12 +264,12 @@ void sum_chunks(const CudaStream& stream, UpdateRule rule, VectorView<const Upda
 }
 
 void sum_groups(const CudaStream& stream, VectorView<const GroupSums> sums, VectorView<const std::int64_t> group_begin,
-                const StepSums& step, VectorView<double> doubles) {
+                const StepSums& step, VectorView<const double> losses, VectorView<double> doubles) {
   const std::int64_t groups = group_begin.size - 1;
   REPRISE_CUDA_CHECK(doubles.size == groups * kDoublesPerGroup + kDoublesPerStep, doubles.size, " doubles for ", groups,
                      " groups");
   launch(stream, {"sum_groups", blocks_for(groups + 1, 1), kThreads, kScratchBytes}, sum_groups_kernel, sums,
-         group_begin, step, doubles);
+         group_begin, step, losses, doubles);
 }
 
 void decide_step(const CudaStream& stream, const StepRule& rule, VectorView<const double> gathered,

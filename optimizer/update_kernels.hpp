@@ -43,12 +43,12 @@ void sum_chunks(const CpuStream& stream, UpdateRule rule, VectorView<const Updat
 void sum_chunks(const CudaStream& stream, UpdateRule rule, VectorView<const UpdateChunk> chunks,
                 const UpdateState& state, VectorView<GroupSums> sums);
 
-/// doubles = for each group g the sum of sums[group_begin[g], group_begin[g + 1]) in a fixed order, then `step`.
-/// group_begin: [groups + 1]; doubles: [4 groups + 8].
+/// doubles = for each group g the sum of sums[group_begin[g], group_begin[g + 1]) in a fixed order, then `step`, to
+/// whose weighted_loss the `losses` are added in order. group_begin: [groups + 1]; doubles: [4 groups + 8].
 void sum_groups(const CpuStream& stream, VectorView<const GroupSums> sums, VectorView<const std::int64_t> group_begin,
-                const StepSums& step, VectorView<double> doubles);
+                const StepSums& step, VectorView<const double> losses, VectorView<double> doubles);
 void sum_groups(const CudaStream& stream, VectorView<const GroupSums> sums, VectorView<const std::int64_t> group_begin,
-                const StepSums& step, VectorView<double> doubles);
+                const StepSums& step, VectorView<const double> losses, VectorView<double> doubles);
 
 /// What decide_step writes.
 struct StepOutcome {
@@ -85,8 +85,9 @@ inline void sum_chunks(const Stream& stream, UpdateRule rule, VectorView<const U
   stream.visit([&](const auto& device) { sum_chunks(device, rule, chunks, state, sums); });
 }
 inline void sum_groups(const Stream& stream, VectorView<const GroupSums> sums,
-                       VectorView<const std::int64_t> group_begin, const StepSums& step, VectorView<double> doubles) {
-  stream.visit([&](const auto& device) { sum_groups(device, sums, group_begin, step, doubles); });
+                       VectorView<const std::int64_t> group_begin, const StepSums& step,
+                       VectorView<const double> losses, VectorView<double> doubles) {
+  stream.visit([&](const auto& device) { sum_groups(device, sums, group_begin, step, losses, doubles); });
 }
 inline void decide_step(const Stream& stream, const StepRule& rule, VectorView<const double> gathered,
                         const StepOutcome& outcome) {

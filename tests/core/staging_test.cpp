@@ -122,5 +122,18 @@ TEST(SideQueue, WorksBesideAndIsWaitedFor) {
   });
 }
 
+TEST(StreamEvent, MakesTheHostWaitForWhatWasAskedBefore) {
+  on_every_stream([](const Stream& stream) {
+    const auto value = to_device(stream, std::vector<double>{42.0});
+    HostBuffer<double> read(stream, 1, "read");
+    read.view()[0] = 0.0;
+    start_copy_to_host<double>(stream, value.view(), read.view());
+    const auto event = make_stream_event(stream);
+    event->record(stream);
+    event->synchronize();
+    EXPECT_EQ(read.view()[0], 42.0);
+  });
+}
+
 }  // namespace
 }  // namespace reprise

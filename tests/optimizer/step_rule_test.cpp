@@ -8,7 +8,6 @@
 #include "core/random.hpp"
 #include "core/transfer.hpp"
 #include "optimizer/copy_ranges.hpp"
-#include "optimizer/stream_mark.hpp"
 #include "optimizer/update_kernels.hpp"
 #include "tests/support/device.hpp"
 
@@ -29,11 +28,17 @@ TEST(SumGroups, AddsTheSlotsOfEachGroupAndAppendsTheStepsSums) {
     slots.push_back({draw(i, 0), draw(i, 1), draw(i, 2), i % 97 == 0 ? 1.0 : 0.0});
   const std::vector<std::int64_t> begin{0, 0, 1, 700, 1000};  // the first is empty
   const StepSums step{1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0};
+  const std::vector<double> losses{0.25, -8.0, 7.75};
   on_every_stream([&](const Stream& stream) {
     const auto slots_there = to_device(stream, slots);
     const auto begin_there = to_device(stream, begin);
     Buffer<double> doubles(stream, 4 * kDoublesPerGroup + kDoublesPerStep, "doubles");
-    sum_groups(stream, slots_there.view(), begin_there.view(), step, doubles.view());
+    sum_groups(stream, slots_there.view(), begin_there.view(), step, {}, doubles.view());
+    const std::vector<double> alone = to_host(stream, doubles.view());
+    for (std::size_t i = 0; i < 8; ++i) EXPECT_EQ(alone[16 + i], static_cast<double>(i + 1));
+    const auto losses_there = to_device(stream, losses);
+    const StepSums rest{1.0, 2.0 - (0.25 - 8.0 + 7.75), 3.0, 4.0, 5.0, 6.0, 7.0, 8.0};
+    sum_groups(stream, slots_there.view(), begin_there.view(), rest, losses_there.view(), doubles.view());
     const std::vector<double> got = to_host(stream, doubles.view());
     for (std::size_t g = 0; g + 1 < begin.size(); ++g) {
       GroupSums expected;
@@ -168,17 +173,6 @@ TEST(CopyRanges, PackAndUnpackMoveWhatTheTableSays) {
       const bool moved = (16 <= i && i < 23) || (1000 <= i && i < 2500) || i == 32;
       EXPECT_EQ(values[i], moved ? static_cast<float>(i) : 0.0f);
     }
-  });
-}
-
-TEST(MarkWork, WaitsForWhatWasAskedBefore) {
-  on_every_stream([](const Stream& stream) {
-    const auto value = to_device(stream, std::vector<double>{42.0});
-    HostBuffer<double> read(stream, 1, "read");
-    read.view()[0] = 0.0;
-    start_copy_to_host<double>(stream, value.view(), read.view());
-    mark_work(stream)();
-    EXPECT_EQ(read.view()[0], 42.0);
   });
 }
 
