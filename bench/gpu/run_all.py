@@ -2,8 +2,8 @@
 
 Runs, in this order and each within its share of the time: the device tests; the small ones again under compute-sanitizer;
 device_bench; peers.py where torch imports; Nsight Compute's counters of the hot kernels; the quickstart's tile run on the
-GPU beside the CPU's. Writes results.json and results.md. Stands in the bundle beside programs.tar.xz, which it unpacks
-to bin/ and lib/, and data/."""
+GPU beside the CPU's; with several GPUs a step with and without overlapped traffic. Writes results.json and results.md.
+Stands in the bundle beside programs.tar.xz, which it unpacks to bin/ and lib/, and data/."""
 
 from __future__ import annotations
 
@@ -119,6 +119,30 @@ def quickstart(job: Job, steps: int) -> None:
             **{f"{device}_step_ms": sorted(row["step_ms"] for row in rows)[len(rows) // 2] for device, rows in losses.items()}}
 
 
+def overlap(job: Job, steps: int) -> None:
+    """The same data-parallel run with and without parallel.overlap, on two GPUs with NCCL between them."""
+    gpus = ""
+    if shutil.which("nvidia-smi"):
+        gpus = subprocess.run(["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False).stdout
+    if sum(line.startswith("GPU ") for line in gpus.splitlines()) < 2:
+        job.results["stages"].append({"stage": "overlap", "rc": 125, "seconds": 0.0,
+                                      "said": "not run: fewer than two GPUs here, and NCCL wants one for every rank"})
+        return
+    step_ms: dict[str, float] = {}
+    for value in ("false", "true"):
+        run = job.out / f"run-overlap-{value}"
+        job.run(f"overlap-{value}", [HERE / "bin/reprise", "train", HERE / "data/quickstart.toml", "--ranks", 2, "parallel.tensor=1",
+                                     "parallel.transport=nccl", "parallel.device=cuda", f"parallel.overlap={value}", "data.eval=[]",
+                                     f"model.path={HERE / 'data/base'}", f"data.train={HERE / 'data/domain'}", "train.checkpoint_every=0",
+                                     f"replay.store={job.out / 'store-cuda'}", f"run.folder={run}", f"train.steps={steps}"], 60)
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] if (run / "metrics.jsonl").exists() else []
+        times = sorted(row["step_ms"] for row in rows[3:] if "step_ms" in row)
+        if times:
+            step_ms[f"overlap_{value}_step_ms"] = times[len(times) // 2]
+    if step_ms:
+        job.results["overlap"] = step_ms
+
+
 def markdown(results: dict) -> str:
     """The tables for docs/results.md."""
 
@@ -135,6 +159,8 @@ def markdown(results: dict) -> str:
                 text += [f"### {source}: {name}", table(rows)]
     if "quickstart" in results:
         text += ["### quickstart, tile 8 · MoClip, GPU beside CPU", table([results["quickstart"]])]
+    if "overlap" in results:
+        text += ["### two GPUs, NCCL: parallel.overlap off and on", table([results["overlap"]])]
     text += ["### stages", table(results["stages"])]
     return "\n\n".join(text) + "\n"
 
@@ -158,6 +184,7 @@ def main() -> int:
     if not arguments.tiny:
         counters(job)
         quickstart(job, steps=130)
+        overlap(job, steps=60)
     (out / "results.json").write_text(json.dumps(job.results, indent=1) + "\n")
     (out / "results.md").write_text(markdown(job.results))
     failed = [stage["stage"] for stage in job.results["stages"] if stage["rc"] not in (0, 125)]
