@@ -146,13 +146,13 @@ class ChatTemplateTest(unittest.TestCase):
         several = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
         folder = make_tokenizer(self.folder / "several", chat_template=several)
         tokenizer = Tokenizer(folder)
-        self.assertEqual(find_templates(tokenizer), {"default": "D", "tool_use": "T"})
-        self.assertEqual(choose_templates(tokenizer, "tool_use"), {"default": "T"})
+        self.assertEqual(find_templates(tokenizer.folder), {"default": "D", "tool_use": "T"})
+        self.assertEqual(choose_templates(tokenizer.folder, "tool_use"), {"default": "T"})
         (self.folder / "own.jinja").write_text("F")
-        self.assertEqual(choose_templates(tokenizer, self.folder / "own.jinja"), {"default": "F"})
+        self.assertEqual(choose_templates(tokenizer.folder, self.folder / "own.jinja"), {"default": "F"})
         with self.assertRaisesRegex(DataError, "neither a file nor a template's name"):
-            choose_templates(tokenizer, "rag")
-        encoder = Encoder(tokenizer, EncodeOptions(templates=find_templates(tokenizer), train_on="all"), NOW)
+            choose_templates(tokenizer.folder, "rag")
+        encoder = Encoder(tokenizer, EncodeOptions(templates=find_templates(tokenizer.folder), train_on="all"), NOW)
         q = [{"role": "user", "content": "q"}]
         self.assertEqual(self.encode(encoder, {"messages": q})[0][0], "D")
         self.assertEqual(self.encode(encoder, {"messages": q, "tools": [{"type": "function"}]})[0][0], "T")
@@ -160,7 +160,7 @@ class ChatTemplateTest(unittest.TestCase):
         (folder / "chat_template.jinja").write_text("J")
         (folder / "additional_chat_templates").mkdir()
         (folder / "additional_chat_templates" / "rag.jinja").write_text("R")
-        self.assertEqual(find_templates(tokenizer), {"default": "J", "rag": "R"})
+        self.assertEqual(find_templates(tokenizer.folder), {"default": "J", "rag": "R"})
         with self.assertRaisesRegex(DataError, "no chat template"):
             self.encode(Encoder(tokenizer, EncodeOptions(), NOW), {"messages": q})
         with self.assertRaisesRegex(DataError, "choose one"):

@@ -95,7 +95,7 @@ class ChatTemplateTest(unittest.TestCase):
         from reprise.chat_template import find_templates
 
         tokenizer = Tokenizer(self.tokenizer_folder)
-        encoder = Encoder(tokenizer, EncodeOptions(templates=find_templates(tokenizer), train_on="all"), datetime.datetime.now())
+        encoder = Encoder(tokenizer, EncodeOptions(templates=find_templates(tokenizer.folder), train_on="all"), datetime.datetime.now())
         messages, tools = [{"role": "user", "content": "q"}], chat_templates.conversations()[3]["tools"]
         for sample in ({"messages": messages}, {"messages": messages, "tools": tools}):
             self.assertEqual(encoder.line(json.dumps(sample))[0].tokens,

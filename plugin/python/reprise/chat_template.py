@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .errors import DataError
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, read_json
 
 # Unicode noncharacters, which no text holds: they stand around a generation block until the text is rendered.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
@@ -35,16 +35,16 @@ class Rendering:
     spans: list[Span]  # of characters the assistant has written
 
 
-def find_templates(tokenizer: Tokenizer) -> dict[str, str]:
+def find_templates(folder: Path) -> dict[str, str]:
     """The folder's templates by name: chat_template.jinja and additional_chat_templates/NAME.jinja, else those of
     tokenizer_config.json (one text, or a list of {"name", "template"}). A single one is called "default"."""
     found: dict[str, str] = {}
-    file = tokenizer.folder / "chat_template.jinja"
+    file = folder / "chat_template.jinja"
     if file.is_file():
         found["default"] = file.read_text(encoding="utf-8")
-    for more in sorted((tokenizer.folder / "additional_chat_templates").glob("*.jinja")):
+    for more in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         found[more.stem] = more.read_text(encoding="utf-8")
-    configured = tokenizer.config.get("chat_template")
+    configured = read_json(folder / "tokenizer_config.json").get("chat_template")
     if found or configured is None:
         return found
     if isinstance(configured, str):
@@ -52,13 +52,13 @@ def find_templates(tokenizer: Tokenizer) -> dict[str, str]:
     try:
         return {entry["name"]: entry["template"] for entry in configured}
     except (TypeError, KeyError):
-        raise DataError(f"{tokenizer.folder / 'tokenizer_config.json'}: chat_template is neither a text nor a list of "
+        raise DataError(f"{folder / 'tokenizer_config.json'}: chat_template is neither a text nor a list of "
                         '{"name", "template"}') from None
 
 
-def choose_templates(tokenizer: Tokenizer, wanted: str | Path | None) -> dict[str, str]:
+def choose_templates(folder: Path, wanted: str | Path | None) -> dict[str, str]:
     """The templates to render with: those of the folder, the one of them that has the name `wanted`, or that of a file."""
-    found = find_templates(tokenizer)
+    found = find_templates(folder)
     if wanted is None:
         return found
     if str(wanted) in found:

@@ -96,8 +96,7 @@ def prepare(files: list[Path], tokenizer_folder: Path, prefix: Path, *, split: i
         raise ValueError(f"train_on = {train_on!r}: one of {', '.join(TRAIN_ON)}")
     begin = time.monotonic()
     check_sources(files)
-    tokenizer = Tokenizer(tokenizer_folder)
-    options = EncodeOptions(choose_templates(tokenizer, template), variables or {}, train_on, split, sequence_length, skip_bad,
+    options = EncodeOptions(choose_templates(tokenizer_folder, template), variables or {}, train_on, split, sequence_length, skip_bad,
                             tuple(end_tokens))
     earlier = facts.read(prefix)
     sources = facts.Sources(files, earlier)
@@ -106,6 +105,7 @@ def prepare(files: list[Path], tokenizer_folder: Path, prefix: Path, *, split: i
         if not quiet:
             print(f"{prefix}: made from the same inputs before, nothing to do (--force encodes again)")
         return Statistics(**earlier["statistics"])
+    tokenizer = Tokenizer(tokenizer_folder)
     workers = max(1, min(workers, sources.bytes // _BYTES_PER_WORKER))
     statistics = _encode(files, tokenizer, prefix, options, workers, sources.bytes, quiet)
     facts.write(prefix, sources, wanted, options, vocab_size=tokenizer.vocab_size, eos=tokenizer.eos,
