@@ -19,6 +19,7 @@ from reprise.__main__ import main
 from reprise.facts import SUFFIXES
 from reprise.indexed_dataset import IndexedDatasetWriter, read_documents, read_weights
 from reprise.prepare import DataError, Tokenizer, prepare
+from reprise.progress import Progress
 
 
 class PrepareTest(unittest.TestCase):
@@ -173,6 +174,23 @@ class PrepareTest(unittest.TestCase):
         with contextlib.redirect_stderr(io.StringIO()) as complaint:
             self.assertEqual(main(arguments), 3)
         self.assertIn("was not written by prepare", complaint.getvalue())
+
+    def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(self) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        for stream, begins, ends in ((io.StringIO(), "prepare:  50 %", "left\n"), (Terminal(), "\r[==========          ]", "\r\033[K")):
+            with mock.patch("time.monotonic", side_effect=[100.0, 100.05, 120.0]):
+                progress = Progress(4_000_000, stream=stream)
+                progress.update(1_000_000, 500)  # too early to be worth a line
+                self.assertEqual(stream.getvalue(), "")
+                progress.update(2_000_000, 1000)
+                progress.finish()
+            self.assertTrue(stream.getvalue().startswith(begins), stream.getvalue())
+            self.assertTrue(stream.getvalue().endswith(ends))
+            self.assertIn("2 of 4 MB  1,000 tokens  0.1 MB/s", stream.getvalue())
+            self.assertIn("20 s left", stream.getvalue())
 
     def test_one_writer_a_prefix(self) -> None:
         path = self.write("a.jsonl", {"text": "abc"})
