@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from . import __version__
@@ -69,7 +69,9 @@ def output_sizes(prefix: Path) -> dict[str, int]:
 
 def still_holds(prefix: Path, earlier: dict, wanted: dict) -> bool:
     """Whether the files of the prefix are what `wanted` would give."""
-    return earlier.get("inputs") == wanted and earlier.get("outputs") == output_sizes(prefix)
+    counted = {item.name for item in fields(Statistics)}
+    return (earlier.get("inputs") == wanted and earlier.get("outputs") == output_sizes(prefix)
+            and set(earlier.get("statistics", {})) == counted)
 
 
 def write(prefix: Path, sources: Sources, wanted: dict, options: EncodeOptions, *, vocab_size: int, eos: int,
