@@ -32,6 +32,20 @@ setup_python() {
   fi
 }
 
+# The tests beside torch, transformers, peft and megatron-core have a venv of their own; made again when what they need changes.
+setup_torch() {
+  local stamp=.venv-torch/.reprise-installed folder=tests/with_torch
+  if [ ! -e "$stamp" ] || [ $folder/requirements.txt -nt "$stamp" ] || [ $folder/dependencies.py -nt "$stamp" ]; then
+    echo "making the environment of the tests with torch in .venv-torch (4.5 GB; ./run-tests --quick does without)"
+    python3 -m venv .venv-torch
+    local install=".venv-torch/bin/pip install --quiet --disable-pip-version-check --no-compile"
+    $install --no-deps -r $folder/requirements.txt
+    .venv-torch/bin/python $folder/dependencies.py >.venv-torch/dependencies.txt
+    $install -r .venv-torch/dependencies.txt
+    touch "$stamp"
+  fi
+}
+
 build() {
   cmake --preset cpu >build-cpu.log 2>&1 || { cat build-cpu.log >&2; exit 1; }
   rm -f build-cpu.log
