@@ -15,7 +15,7 @@ std::int64_t LocalCandidates::position(const Tile& tile, std::int32_t id) const 
 
 LocalCandidates find_local_candidates(const Context& context, const CandidateTiles& tiles, Range own,
                                       HostArrays& host_arrays) {
-  const auto local_tiles = host_arrays.vector<LocalTile>(context, tiles.size(), "candidate tiles");
+  const auto local_tiles = host_arrays.vector<LocalTile>(context.stream, tiles.size(), "candidate tiles");
   LocalCandidates local;
   local.own = own;
   std::int64_t num_ids = 0;
@@ -29,7 +29,7 @@ LocalCandidates find_local_candidates(const Context& context, const CandidateTil
     num_ids = tile.id_end;
     local.num_logits += tile.num_ids() * tile.tokens();
   }
-  const auto ids = host_arrays.vector<std::int32_t>(context, num_ids, "local candidates");
+  const auto ids = host_arrays.vector<std::int32_t>(context.stream, num_ids, "local candidates");
   for (std::int64_t i = 0; i < tiles.size(); ++i) {
     const std::int32_t* begin = tiles.ids.data + tiles.id_begin[i];
     const std::int32_t* end = tiles.ids.data + tiles.id_begin[i + 1];
@@ -37,9 +37,14 @@ LocalCandidates find_local_candidates(const Context& context, const CandidateTil
   }
   local.tiles = local_tiles;
   local.ids = ids;
-  local.device_tiles = HostArrays::on_device<LocalTile>(context, local_tiles, "candidate tiles");
-  local.device_ids = HostArrays::on_device<std::int32_t>(context, ids, "local candidates");
+  local.device_tiles = host_arrays.on_device<LocalTile>(context.stream, local_tiles);
+  local.device_ids =
+      context.stream.visit([&](const auto& stream) { return place_ids(stream, context, host_arrays, local); });
   return local;
+}
+
+VectorView<const std::int32_t> place_ids(const CpuStream&, const Context&, HostArrays&, const LocalCandidates& local) {
+  return local.ids;
 }
 
 std::int64_t segment_end(const LocalCandidates& candidates, std::int64_t first, std::int64_t most_tokens) {

@@ -2,9 +2,9 @@
 
 #include <cstdint>
 
+#include "core/host_arrays.hpp"
 #include "loss/candidate_tile.hpp"
 #include "loss/head_unit.hpp"
-#include "loss/host_arrays.hpp"
 #include "loss/loss.hpp"
 
 namespace reprise {
@@ -27,6 +27,12 @@ struct LocalCandidates {
 /// Copies what lies on this rank into memory of `host_arrays`, and to the device.
 [[nodiscard]] LocalCandidates find_local_candidates(const Context& context, const CandidateTiles& tiles, Range own,
                                                     HostArrays& host_arrays);
+
+/// `local.ids` where kernels read them. To a GPU they travel packed (packed_ids.hpp), at the side of its work.
+[[nodiscard]] VectorView<const std::int32_t> place_ids(const CpuStream& stream, const Context& context,
+                                                       HostArrays& host_arrays, const LocalCandidates& local);
+[[nodiscard]] VectorView<const std::int32_t> place_ids(const CudaStream& stream, const Context& context,
+                                                       HostArrays& host_arrays, const LocalCandidates& local);
 
 /// The vocabulary rows that some consecutive tiles list.
 struct ListedRows {

@@ -10,8 +10,8 @@
 
 namespace reprise {
 
-LogitBudget default_logit_budget(const Stream& stream) {
-  if (stream.is_cpu()) return {};
+LogitBudget default_logit_budget(bool gpu) {
+  if (!gpu) return {};
   return {.block_tokens = 8192,
           .block_logits = std::int64_t{32} << 20,
           .min_block_ids = 4096,
@@ -108,7 +108,7 @@ void FullCrossEntropy<T>::for_each_block(const Context& context, MatrixView<cons
 }
 
 template <class T>
-typename FullCrossEntropy<T>::Output FullCrossEntropy<T>::forward(const Context& context, MatrixView<const T> hidden,
+typename FullCrossEntropy<T>::Output FullCrossEntropy<T>::launch_forward(const Context& context, MatrixView<const T> hidden,
                                                                   MatrixView<const T> weight, const LossBatch& batch) {
   check_head_shapes(context, vocab_, hidden, weight);
   const std::int64_t total_rows = count_total_rows(context, hidden.rows, batch);
@@ -116,12 +116,12 @@ typename FullCrossEntropy<T>::Output FullCrossEntropy<T>::forward(const Context&
   selected_ = SelectedRows<T>(context, hidden, batch.row, total_rows);
   hidden_ = head_hidden(context, selected_);
   ids_ = vocab_.ids(context.groups.tp_rank());
-  gold_ = copy_to_arena(context, batch.gold);
+  gold_ = context.arena.copy(batch.gold, "gold tokens");
   weights_ = copy_effective_weights(context, batch);
 
   const std::int64_t tokens = selected_.size();
   const auto token_loss = context.arena.vector<float>(tokens, "token losses");
-  blocks_ = plan_logit_blocks(tokens, ids_.size(), budget_.value_or(default_logit_budget(context.stream)));
+  blocks_ = plan_logit_blocks(tokens, ids_.size(), budget_.value_or(default_logit_budget(!context.stream.is_cpu())));
   if (blocks_.kept) kept_logits_ = context.arena.vector<float>(tokens * ids_.size(), "logits");
   const auto local = context.arena.vector<TokenStatistics>(tokens, "softmax statistics");
   clear_statistics(context.stream, local);

@@ -17,7 +17,7 @@ struct LogitBudget {
   std::int64_t kept_logits = std::int64_t{16} << 20;  ///< up to which all blocks are kept: 64 MiB
 };
 /// Blocks that stay in the caches of a CPU; on a GPU, blocks whose products fill it (128 MiB of logits, 1 GiB kept).
-[[nodiscard]] LogitBudget default_logit_budget(const Stream& stream);
+[[nodiscard]] LogitBudget default_logit_budget(bool gpu);
 
 /// How T x V_local logits are cut: all of a block's logits live at once, the blocks only when they fit a budget.
 struct LogitBlocks {
@@ -45,8 +45,8 @@ class FullCrossEntropy final : public HeadLoss<T> {
   /// Throws Error(kUsage) as make_head_loss. Without a budget: default_logit_budget of the stream.
   FullCrossEntropy(const VocabPartition& vocab, const LossOptions& options, std::optional<LogitBudget> budget = {});
 
-  Output forward(const Context& context, MatrixView<const T> hidden, MatrixView<const T> weight,
-                 const LossBatch& batch) override;
+  Output launch_forward(const Context& context, MatrixView<const T> hidden, MatrixView<const T> weight,
+                        const LossBatch& batch) override;
   void backward(const Context& context, MatrixView<const T> weight, MatrixView<T> d_hidden,
                 MatrixView<float> d_weight) override;
 

@@ -44,10 +44,11 @@ class Planner {
     }
     for (GradientPart& part : parts_) {
       RowList& list = part.list;
-      list.rows = HostArrays::on_device<std::int32_t>(context_, list.rows, "rows with gradients");
-      list.begin = HostArrays::on_device<std::int32_t>(context_, list.begin, "units of rows");
-      list.units = HostArrays::on_device<RowUnit>(context_, list.units, "tokens by row");
+      list.rows = host_arrays_.on_device<std::int32_t>(context_.stream, list.rows);
+      list.begin = host_arrays_.on_device<std::int32_t>(context_.stream, list.begin);
+      list.units = host_arrays_.on_device<RowUnit>(context_.stream, list.units);
     }
+    host_arrays_.make_ready(context_.stream);
     return std::move(parts_);
   }
 
@@ -143,12 +144,12 @@ class Planner {
   void start_part(std::size_t first, std::size_t last, const std::vector<std::int32_t>& rows,
                   const std::vector<std::int32_t>& count) {
     const std::int64_t size = std::ssize(rows);
-    const auto own_rows = host_arrays_.vector<std::int32_t>(context_, size, "rows with gradients");
-    const auto begin = host_arrays_.vector<std::int32_t>(context_, size + 1, "units of rows");
+    const auto own_rows = host_arrays_.vector<std::int32_t>(context_.stream, size, "rows with gradients");
+    const auto begin = host_arrays_.vector<std::int32_t>(context_.stream, size + 1, "units of rows");
     std::copy(rows.begin(), rows.end(), own_rows.begin());
     begin[0] = 0;
     for (std::int64_t i = 0; i < size; ++i) begin[i + 1] = begin[i] + count[static_cast<std::size_t>(own_rows[i])];
-    const auto units = host_arrays_.vector<RowUnit>(context_, begin[size], "tokens by row");
+    const auto units = host_arrays_.vector<RowUnit>(context_.stream, begin[size], "tokens by row");
     for (std::int64_t i = 0; i < size; ++i) next_[static_cast<std::size_t>(own_rows[i])] = units.data + begin[i];
     parts_.push_back({.token_begin = groups_[first].token,
                       .tokens = end_token(last) - groups_[first].token,

@@ -6,6 +6,7 @@
 
 #include "core/view.hpp"
 #include "loss/candidate_tiles.hpp"
+#include "loss/softmax.hpp"
 #include "parallel/context.hpp"
 #include "parallel/shard.hpp"
 
@@ -23,6 +24,8 @@ struct LossBatch {
   /// Rows of the micro-batch over all tp ranks. Only looked at under sequence parallelism; -1 = unknown there, which
   /// costs one small all-gather more.
   std::int64_t total_rows = -1;
+  /// false: no gradient of W will be asked for (evaluation, a frozen head), and none is prepared.
+  bool needs_weight_gradient = true;
 };
 
 struct LossOptions {
@@ -43,20 +46,25 @@ class HeadLoss {
 
   /// What forward leaves, in the context's arena, the same bits on every tp rank.
   struct Output {
-    VectorView<float> token_loss;  ///< [T] l_t in nats (= - log-probability of gold within the candidates)
-    double weighted_sum = 0.0;     ///< sum_t w_t l_t
-    double weight_sum = 0.0;       ///< sum_t w_t
-    std::int64_t tokens = 0;       ///< tokens with w_t > 0
+    VectorView<float> token_loss;           ///< [T] l_t in nats (= - log-probability of gold within the candidates)
+    double weighted_sum = 0.0;              ///< sum_t w_t l_t; 0 after launch_forward: it is in `summary`
+    double weight_sum = 0.0;                ///< sum_t w_t
+    std::int64_t tokens = 0;                ///< tokens with w_t > 0
+    VectorView<const LossSummary> summary{};  ///< [1] on the device
   };
 
   /// hidden: [tokens, D], or this rank's even_shard of the rows under context.sequence_parallel. weight: this rank's
   /// rows [vocab.rows(tp_rank)] of W. Throws Error(kData) on every rank for ids >= V, an unsorted or empty set, a
   /// missing gold, Error(kNonFinite) for non-finite hidden states. One all-gather of 3 float32 per token (plus, under
   /// sequence parallelism, one all-gather of the selected rows). Keeps what backward needs until the arena is rewound.
-  /// On a GPU hidden, weight and token_loss lie there, and the host waits once, at the end, for the sums and for whether
-  /// hidden states were finite; backward does not wait.
-  virtual Output forward(const Context& context, MatrixView<const T> hidden, MatrixView<const T> weight,
-                         const LossBatch& batch) = 0;
+  /// On a GPU hidden, weight and token_loss lie there, and the host waits once, at the end, for the sums and for
+  /// whether hidden states were finite; backward does not wait.
+  Output forward(const Context& context, MatrixView<const T> hidden, MatrixView<const T> weight,
+                 const LossBatch& batch);
+  /// The same without that wait: what it would bring stays on the device, in output.summary, and hidden states that are
+  /// not finite make the sum there NaN. On a CPU they throw as above.
+  virtual Output launch_forward(const Context& context, MatrixView<const T> hidden, MatrixView<const T> weight,
+                                const LossBatch& batch) = 0;
 
   /// d_hidden: hidden's shape, overwritten (rows without a target are zero). d_weight += on touched rows only.
   /// One all-reduce of the selected rows of dH in T (under sequence parallelism one all-to-all, summed in float32 by

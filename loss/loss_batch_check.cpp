@@ -91,7 +91,7 @@ void check_loss_options(const VocabPartition& vocab, const LossOptions& options)
 VectorView<const float> copy_effective_weights(const Context& context, const LossBatch& batch) {
   std::vector<float> weights(static_cast<std::size_t>(batch.row.size));
   for (std::int64_t t = 0; t < batch.row.size; ++t) weights[static_cast<std::size_t>(t)] = effective_weight(batch, t);
-  return copy_to_arena<float>(context, weights, "token weights");
+  return context.arena.copy<float>(weights, "token weights");
 }
 
 }  // namespace reprise

@@ -1,10 +1,8 @@
 #pragma once
 
 #include <cstdint>
-#include <string_view>
 
 #include "core/error.hpp"
-#include "core/transfer.hpp"
 #include "loss/loss.hpp"
 
 namespace reprise {
@@ -47,15 +45,7 @@ void check_weight_gradient(MatrixView<const T> weight, MatrixView<float> d_weigh
                 "d_weight is [{}, {}], weight [{}, {}]", d_weight.rows, d_weight.cols, weight.rows, weight.cols);
 }
 
-/// Copies of small host arrays in arena memory, where kernels read them, so that backward does not depend on the life
-/// of the batch.
-template <class T>
-[[nodiscard]] VectorView<const T> copy_to_arena(const Context& context, VectorView<const T> host,
-                                                std::string_view what = "loss batch") {
-  const auto copy = context.arena.vector<T>(host.size, what);
-  copy_to_device<T>(context.stream, host, copy);
-  return copy;
-}
+/// In arena memory, so that backward does not depend on the life of the batch.
 [[nodiscard]] VectorView<const float> copy_effective_weights(const Context& context, const LossBatch& batch);
 
 }  // namespace reprise

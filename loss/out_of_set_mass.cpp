@@ -41,15 +41,15 @@ TokenSets copy_sets(const Context& context, const CandidateTiles& tiles, std::in
     end.resize(covered, tiles.id_begin[tile + 1]);
   }
   const auto ids = tiles.ids.slice(0, end.empty() ? 0 : end.back());
-  return {copy_to_arena<std::int64_t>(context, begin), copy_to_arena<std::int64_t>(context, end),
-          copy_to_arena<std::int32_t>(context, ids, "candidates")};
+  return {context.arena.copy<std::int64_t>(begin), context.arena.copy<std::int64_t>(end),
+          context.arena.copy<std::int32_t>(ids, "candidates")};
 }
 
 /// This rank's part of every token of `hidden`. Operand: float on the CPU, T on a GPU.
 template <class Operand, class T>
 void visit_vocabulary(const Context& context, MatrixView<const Operand> hidden, MatrixView<const T> weight, Range own,
                       const TokenSets& sets, const LossOptions& options, VectorView<SplitStatistics> local) {
-  const LogitBlocks blocks = plan_logit_blocks(hidden.rows, own.size(), default_logit_budget(context.stream));
+  const LogitBlocks blocks = plan_logit_blocks(hidden.rows, own.size(), default_logit_budget(!context.stream.is_cpu()));
   for (std::int64_t first = 0; first < own.size(); first += blocks.ids) {
     const std::int64_t ids = std::min(blocks.ids, own.size() - first);
     const Arena::Scope scope(context.arena);

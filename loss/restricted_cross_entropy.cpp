@@ -15,18 +15,18 @@ RestrictedCrossEntropy<T>::RestrictedCrossEntropy(Normalization normalization, c
 }
 
 template <class T>
-typename RestrictedCrossEntropy<T>::Output RestrictedCrossEntropy<T>::forward(const Context& context,
-                                                                              MatrixView<const T> hidden,
-                                                                              MatrixView<const T> weight,
-                                                                              const LossBatch& batch) {
+typename RestrictedCrossEntropy<T>::Output RestrictedCrossEntropy<T>::launch_forward(const Context& context,
+                                                                                     MatrixView<const T> hidden,
+                                                                                     MatrixView<const T> weight,
+                                                                                     const LossBatch& batch) {
   check_head_shapes(context, vocab_, hidden, weight);
   const std::int64_t total_rows = count_total_rows(context, hidden.rows, batch);
   check_targets(batch, total_rows, vocab_.vocab_size);
   check_candidates(batch, vocab_.vocab_size, normalization_);
   selected_ = SelectedRows<T>(context, hidden, batch.row, total_rows);
   hidden_ = head_hidden(context, selected_);
-  host_arrays_.reset();
-  gold_ = copy_to_arena(context, batch.gold);
+  host_arrays_.reset(context.stream);
+  gold_ = context.arena.copy(batch.gold, "gold tokens");
   weights_ = copy_effective_weights(context, batch);
 
   const std::int64_t tokens = selected_.size();
@@ -43,26 +43,30 @@ typename RestrictedCrossEntropy<T>::Output RestrictedCrossEntropy<T>::forward(co
   read_gold_logits(context.stream, gold_logits_, logits_, local);
   negatives_.forward<T>(context, batch, hidden_, weight, own, vocab_.vocab_size, options_, local, accumulator_);
   statistics_ = combine_statistics(context, vocab_, batch, local_, token_loss);
-  gradient_.plan<T>(context, candidates_, host_arrays_);
+  has_plan_ = batch.needs_weight_gradient;
+  if (batch.needs_weight_gradient) gradient_.plan<T>(context, candidates_, host_arrays_);
   return summarize_losses<T>(context, batch, selected_, weights_, token_loss);
 }
 
 template <class T>
 GoldLogits RestrictedCrossEntropy<T>::find_gold(const Context& context, const LossBatch& batch) {
-  const auto at = host_arrays_.vector<std::int64_t>(context, batch.gold.size, "logits of gold");
+  const auto at = host_arrays_.vector<std::int64_t>(context.stream, batch.gold.size, "logits of gold");
   for (const LocalTile& tile : candidates_.tiles) {
     for (std::int64_t t = tile.token_begin; t < tile.token_end; ++t) {
       const std::int64_t k = candidates_.position(tile, batch.gold[t]);
       at[t] = k < 0 ? -1 : tile.logits + k * tile.tokens() + (t - tile.token_begin);
     }
   }
-  return {HostArrays::on_device<std::int64_t>(context, at, "logits of gold"), candidates_.own.begin};
+  const auto device_at = host_arrays_.on_device<std::int64_t>(context.stream, at);
+  host_arrays_.make_ready(context.stream);
+  return {device_at, candidates_.own.begin};
 }
 
 template <class T>
 void RestrictedCrossEntropy<T>::backward(const Context& context, MatrixView<const T> weight, MatrixView<T> d_hidden,
                                          MatrixView<float> d_weight) {
   check_weight_gradient(weight, d_weight);
+  REPRISE_CHECK(d_weight.data == nullptr || has_plan_, "a gradient of W for a batch that needs none");
   {
     const Arena::Scope scope(context.arena);
     const MatrixView<T> d_selected = [&] {

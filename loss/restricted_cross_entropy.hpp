@@ -1,9 +1,9 @@
 #pragma once
 
+#include "core/host_arrays.hpp"
 #include "loss/candidate_gradient.hpp"
 #include "loss/candidate_index.hpp"
 #include "loss/head_gradient.hpp"
-#include "loss/host_arrays.hpp"
 #include "loss/loss.hpp"
 #include "loss/sampled_negatives.hpp"
 #include "loss/selected_rows.hpp"
@@ -26,8 +26,8 @@ class RestrictedCrossEntropy final : public HeadLoss<T> {
   /// kToken or kTile. Throws Error(kUsage) as make_head_loss.
   RestrictedCrossEntropy(Normalization normalization, const VocabPartition& vocab, const LossOptions& options);
 
-  Output forward(const Context& context, MatrixView<const T> hidden, MatrixView<const T> weight,
-                 const LossBatch& batch) override;
+  Output launch_forward(const Context& context, MatrixView<const T> hidden, MatrixView<const T> weight,
+                        const LossBatch& batch) override;
   void backward(const Context& context, MatrixView<const T> weight, MatrixView<T> d_hidden,
                 MatrixView<float> d_weight) override;
 
@@ -46,6 +46,7 @@ class RestrictedCrossEntropy final : public HeadLoss<T> {
   VectorView<const std::int32_t> gold_;  // [T]
   VectorView<const float> weights_;      // [T] 0 for ignored tokens
   HostArrays host_arrays_;
+  bool has_plan_ = true;  // of gradient_
   LocalCandidates candidates_;
   GoldLogits gold_logits_;
   CandidateGradient gradient_;

@@ -43,11 +43,12 @@ class HeadPlan {
     piece_ids_ = std::clamp(round_up(ceil_div(ids, kBlocksWanted), 16), kLeastPieceIds, kMostPieceIds);
     for_each_unit(visit.candidates, [&](const Unit& unit) { count(unit); });
     for (auto& list : lists_) list.allocate(context, host_arrays);
-    merges_ = host_arrays.vector<HeadMerge>(context, num_merges_, "merges of the head");
+    merges_ = host_arrays.vector<HeadMerge>(context.stream, num_merges_, "merges of the head");
     num_parts_ = num_merges_ = 0;
     for_each_unit(visit.candidates, [&](const Unit& unit) { add(unit); });
-    for (auto& list : lists_) list.copy(context);
-    device_merges_ = HostArrays::on_device<HeadMerge>(context, merges_, "merges of the head");
+    for (auto& list : lists_) list.copy(context, host_arrays);
+    device_merges_ = host_arrays.on_device<HeadMerge>(context.stream, merges_);
+    host_arrays.make_ready(context.stream);
   }
 
   [[nodiscard]] HeadPieces pieces(Kernel kernel) const { return lists_[kernel].on_device; }
@@ -63,11 +64,11 @@ class HeadPlan {
     HeadPieces on_device;
 
     void allocate(const Context& context, HostArrays& host_arrays) {
-      host = host_arrays.vector<HeadPiece>(context, size, "pieces of the head");
+      host = host_arrays.vector<HeadPiece>(context.stream, size, "pieces of the head");
       size = 0;
     }
-    void copy(const Context& context) {
-      on_device = HostArrays::on_device<HeadPiece>(context, host, "pieces of the head");
+    void copy(const Context& context, HostArrays& host_arrays) {
+      on_device = host_arrays.on_device<HeadPiece>(context.stream, host);
     }
   };
 

@@ -68,10 +68,10 @@ void SampledNegatives::find_members(const Context& context, const LossBatch& bat
     tiles.push_back(tile);
     tile_of.resize(static_cast<std::size_t>(batch.tiles.token_begin[i + 1]), static_cast<std::int32_t>(i));
   }
-  rows_ = copy_to_arena<std::int32_t>(context, rows, "rows of negatives");
-  sets_.tiles = copy_to_arena<NegativeTile>(context, tiles, "tiles of negatives");
-  sets_.tile_of = copy_to_arena<std::int32_t>(context, tile_of, "tiles of tokens");
-  sets_.members = copy_to_arena<std::int32_t>(context, members, "negatives among candidates");
+  rows_ = context.arena.copy<std::int32_t>(rows, "rows of negatives");
+  sets_.tiles = context.arena.copy<NegativeTile>(tiles, "tiles of negatives");
+  sets_.tile_of = context.arena.copy<std::int32_t>(tile_of, "tiles of tokens");
+  sets_.members = context.arena.copy<std::int32_t>(members, "negatives among candidates");
 }
 
 template <class T>

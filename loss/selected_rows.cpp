@@ -17,7 +17,7 @@ std::int64_t count_total_rows(const Context& context, std::int64_t own_rows, con
   std::int64_t total_rows = batch.total_rows;
   if (total_rows < 0) {
     const Arena::Scope scope(context.arena);
-    const auto own = copy_to_arena<std::int64_t>(context, std::vector<std::int64_t>{own_rows});
+    const auto own = context.arena.copy<std::int64_t>(std::vector<std::int64_t>{own_rows});
     const auto gathered = context.arena.vector<std::int64_t>(context.groups.tp_size(), "rows of all ranks");
     context.groups.tp->all_gather<std::int64_t>(context.stream, own, gathered);
     const std::vector<std::int64_t> all = to_host(context.stream, gathered);
@@ -58,7 +58,7 @@ SelectedRows<T>::SelectedRows(const Context& context, MatrixView<const T> hidden
   const std::int64_t first_row = even_shard(total_rows, shards, shard).begin;
   std::vector<std::int32_t> own_row;
   for (std::int64_t t = own.begin; t < own.end; ++t) own_row.push_back(static_cast<std::int32_t>(row[t] - first_row));
-  own_row_ = copy_to_arena<std::int32_t>(context, own_row, "selected rows");
+  own_row_ = context.arena.copy<std::int32_t>(own_row, "selected rows");
 
   const auto selected = context.arena.matrix<T>(row.size, hidden.cols, "selected hidden states");
   const auto own_selected = selected.row_range(own.begin, own.size());
@@ -79,13 +79,13 @@ template <class T>
 void SelectedRows<T>::check_finite(const Context& context) const {
   const std::vector<std::int32_t> is_bad = to_host(context.stream, is_bad_);
   const auto bad = std::find(is_bad.begin(), is_bad.end(), 1);
-  if (bad != is_bad.end()) throw_bad_row(bad - is_bad.begin());
+  if (bad == is_bad.end()) return;
+  const std::int64_t token = bad - is_bad.begin();
+  throw_bad_row(token, row_[static_cast<std::size_t>(token)]);
 }
 
-template <class T>
-void SelectedRows<T>::throw_bad_row(std::int64_t token) const {
-  fail(ErrorKind::kNonFinite, "the hidden state of token {} (row {}) holds NaN or Inf", token,
-       row_[static_cast<std::size_t>(token)]);
+void throw_bad_row(std::int64_t token, std::int32_t row) {
+  fail(ErrorKind::kNonFinite, "the hidden state of token {} (row {}) holds NaN or Inf", token, row);
 }
 
 template <class T>

@@ -16,6 +16,9 @@ namespace reprise {
 template <class T>
 [[nodiscard]] MatrixView<const float> as_float(const Context& context, MatrixView<const T> x);
 
+/// Error(kNonFinite) of token `token` of a batch.
+[[noreturn]] void throw_bad_row(std::int64_t token, std::int32_t row);
+
 /// The rows of the final hidden states that the loss projects, compact, the same on every tp rank; and the way back for
 /// their gradient. Only these rows travel.
 template <class T>
@@ -25,7 +28,7 @@ class SelectedRows {
 
   /// Gathers `row` (strictly ascending in [0, total_rows)) of the micro-batch. Under sequence parallelism the rows come
   /// by one all-gather with uneven counts. Memory is the arena's. On a CPU stream throws as check_finite does; on a
-  /// GPU, whose results come later, the caller must call it, or look at `is_bad` (summarize_losses does).
+  /// GPU, whose results come later, the caller must call it, or look at `is_bad` (HeadLoss::forward does).
   SelectedRows(const Context& context, MatrixView<const T> hidden, VectorView<const std::int32_t> row,
                std::int64_t total_rows);
 
@@ -36,8 +39,6 @@ class SelectedRows {
   /// Throws Error(kNonFinite) naming token and row, on every rank, for a row that holds NaN or Inf. Waits for the
   /// stream.
   void check_finite(const Context& context) const;
-  /// The same when it is known already that `token` is the first bad one.
-  [[noreturn]] void throw_bad_row(std::int64_t token) const;
 
   /// d_hidden (forward's hidden's shape) = this rank's rows of the sum of `d_selected` [T, D] over the tp ranks; rows
   /// without a target are zero. One all-reduce in T, or under sequence parallelism one all-to-all in T, summed by the

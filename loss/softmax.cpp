@@ -116,7 +116,8 @@ void summarize_tokens(const CpuStream&, VectorView<const float> token_loss, Vect
     sum += static_cast<double>(weight[t]) * static_cast<double>(token_loss[t]);
   }
   const auto* bad = std::find(is_bad.begin(), is_bad.end(), 1);
-  summary[0] = {sum, bad == is_bad.end() ? -1 : bad - is_bad.begin()};
+  summary[0] = {sum, -1};
+  if (bad != is_bad.end()) summary[0] = {std::numeric_limits<double>::quiet_NaN(), bad - is_bad.begin()};
 }
 
 }  // namespace reprise

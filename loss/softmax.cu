@@ -123,7 +123,9 @@ __global__ void __launch_bounds__(kSummaryThreads)
     if (is_bad[t] != 0) atomicMin(first_bad, t);  // of integers: the order does not matter
   }
   sum = block_sum<kSummaryThreads>(sum, scratch);
-  if (threadIdx.x == 0) summary[0] = {sum, *first_bad == tokens ? -1 : *first_bad};
+  if (threadIdx.x != 0) return;
+  const bool is_bad_one = *first_bad != tokens;
+  summary[0] = {is_bad_one ? NAN : sum, is_bad_one ? *first_bad : -1};
 }
 
 }  // namespace

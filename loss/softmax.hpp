@@ -94,7 +94,7 @@ inline void combine_ranks(const Stream& stream, MatrixView<const TokenStatistics
 
 /// What the host wants to know of a micro-batch.
 struct LossSummary {
-  double weighted_sum = 0.0;   ///< sum of w_t l_t over tokens with w_t != 0, in a fixed order
+  double weighted_sum = 0.0;   ///< sum of w_t l_t over tokens with w_t != 0, in a fixed order; NaN with a bad token
   std::int64_t bad_token = 0;  ///< the first with is_bad, or -1
 };
 

@@ -28,8 +28,8 @@ CombinedStatistics combine_statistics(const Context& context, const VocabPartiti
   const auto gathered = context.arena.matrix<TokenStatistics>(ranks, tokens, "softmax statistics of all ranks");
   context.groups.tp->all_gather<float>(context.stream, {reinterpret_cast<const float*>(local.data), 3 * tokens},
                                        {reinterpret_cast<float*>(gathered.data), 3 * tokens * ranks});
-  combine_ranks(context.stream, gathered, copy_to_arena<std::int32_t>(context, owner), combined.max,
-                combined.inverse_sum, token_loss);
+  combine_ranks(context.stream, gathered, context.arena.copy<std::int32_t>(owner), combined.max, combined.inverse_sum,
+                token_loss);
   return combined;
 }
 

@@ -49,7 +49,7 @@ LocalTopK select_locally(const Context& context, MatrixView<const T> hidden, Mat
   const auto statistics = context.arena.vector<ShardStatistics>(tokens, "Top-K statistics of the shard");
   const auto candidates = context.arena.matrix<Candidate>(tokens, k, "Top-K candidates of the shard");
   const Arena::Scope scope(context.arena);
-  const VectorView<const std::int32_t> device_gold = copy_to_arena(context, gold, "gold tokens");
+  const VectorView<const std::int32_t> device_gold = context.arena.copy(gold, "gold tokens");
   const auto logits = context.arena.matrix<float>(std::min(tokens, most), ids.size(), "Top-K logits");
   for (std::int64_t begin = 0; begin < tokens; begin += most) {
     const std::int64_t count = std::min(most, tokens - begin);

@@ -145,6 +145,51 @@ TEST(HeadLossErrorsTest, HiddenStatesNotFinite) {
   }
 }
 
+// What the host would wait for stays on the device.
+TEST(HeadLossErrorsTest, ALaunchedForwardLeavesItsSumsOnTheDevice) {
+  for (const Normalization normalization : {Normalization::kTile, Normalization::kFull}) {
+    for (const bool is_bad : {false, true}) {
+      HeadProblem problem = small_problem();
+      if (is_bad) problem.hidden[static_cast<std::size_t>(problem.row[2] * problem.depth)] = NAN;
+      run_device_ranks(2, [&](Communicator& world) {
+        HeadRank<float> rank(world, problem, problem.even(2), false);
+        if (is_bad && rank.stream.is_cpu()) return;  // throws as forward does
+        const auto loss = make_head_loss<float>(normalization, rank.vocab, problem.options);
+        const auto output =
+            loss->launch_forward(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch());
+        const LossSummary summary = to_host(rank.stream, output.summary).front();
+        EXPECT_EQ(output.weighted_sum, 0.0);
+        EXPECT_EQ(summary.bad_token, is_bad ? 2 : -1);
+        if (is_bad) {
+          EXPECT_TRUE(std::isnan(summary.weighted_sum));
+          return;
+        }
+        const auto waited = loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), problem.batch());
+        EXPECT_EQ(summary.weighted_sum, waited.weighted_sum);
+        EXPECT_EQ(output.weight_sum, waited.weight_sum);
+      });
+    }
+  }
+}
+
+TEST(HeadLossErrorsTest, ABatchThatNeedsNoGradientOfWHasNone) {
+  const HeadProblem problem = small_problem();
+  run_device_ranks(1, [&](Communicator& world) {
+    HeadRank<float> rank(world, problem, problem.even(1), false), other(world, problem, problem.even(1), false);
+    const auto loss = make_head_loss<float>(Normalization::kTile, rank.vocab, problem.options);
+    LossBatch batch = problem.batch();
+    batch.needs_weight_gradient = false;
+    static_cast<void>(loss->forward(rank.context(), rank.hidden_view(), rank.weight_view(), batch));
+    expect_error(ErrorKind::kInternal, {"gradient of W"}, [&] {
+      loss->backward(rank.context(), rank.weight_view(), rank.d_hidden_view(), rank.d_weight_view());
+    });
+    loss->backward(rank.context(), rank.weight_view(), rank.d_hidden_view(), {});
+    static_cast<void>(loss->forward(other.context(), other.hidden_view(), other.weight_view(), problem.batch()));
+    loss->backward(other.context(), other.weight_view(), other.d_hidden_view(), other.d_weight_view());
+    EXPECT_EQ(rank.d_hidden_values(), other.d_hidden_values());
+  });
+}
+
 // A row that is not projected may hold anything.
 TEST(HeadLossErrorsTest, UnselectedRowsMayHoldAnything) {
   HeadProblem problem = small_problem();

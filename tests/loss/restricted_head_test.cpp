@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <random>
+#include <set>
 
 #include "parallel/self_communicator.hpp"
 #include "tests/support/device.hpp"
@@ -96,6 +97,36 @@ VisitAnswer run_visit(const Stream& stream, const VisitProblem<T>& problem) {
   answer.accumulator = to_host(stream, accumulator.flat());
   answer.statistics = to_host(stream, statistics);
   return answer;
+}
+
+TEST(LocalCandidatesTest, IdsReachTheDeviceWhateverTheirUpperBits) {
+  std::mt19937_64 random(3);
+  for (const std::int32_t vocab : {100, 1 << 16, (1 << 16) + 1, 300000}) {
+    CandidateTilesBuilder tiles;
+    for (const std::size_t size : {1, 3, 40, 200}) {
+      std::set<std::int32_t> ids{vocab - 1};
+      for (const std::int32_t id : {0, (1 << 16) - 1, 1 << 16, 1 << 17}) {
+        if (id < vocab && ids.size() < size) ids.insert(id);
+      }
+      while (ids.size() < std::min<std::size_t>(size, 60)) {
+        ids.insert(static_cast<std::int32_t>(random() % static_cast<std::uint64_t>(vocab)));
+      }
+      tiles.ids.insert(tiles.ids.end(), ids.begin(), ids.end());
+      tiles.id_begin.push_back(std::ssize(tiles.ids));
+      tiles.token_begin.push_back(tiles.token_begin.back() + 2);
+    }
+    on_every_stream([&](const Stream& stream) {
+      const auto world = make_self_communicator();
+      const ProcessGroups groups = ProcessGroups::make(*world, 1);
+      for (const Range own : {Range{0, vocab}, Range{vocab / 3, vocab}, Range{0, vocab / 3}, Range{7, 7}}) {
+        Arena arena(stream);
+        HostArrays host_arrays;
+        const LocalCandidates local = find_local_candidates({stream, groups, arena}, tiles.view(), own, host_arrays);
+        const std::vector<std::int32_t> expected(local.ids.begin(), local.ids.end());
+        EXPECT_EQ(to_host(stream, local.device_ids), expected) << vocab << " ids, own from " << own.begin;
+      }
+    });
+  }
 }
 
 /// Against float64. What is rounded to bfloat16 on a GPU, exp(z - max) dz/dx, may differ by 2^-9 of its part.
