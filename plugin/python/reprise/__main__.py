@@ -1,11 +1,11 @@
-"""python -m reprise COMMAND: prepare data, draw reports, export metrics."""
+"""python -m reprise COMMAND: prepare data and choices, draw reports, export metrics."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from . import __version__, prepare, report, tensorboard
+from . import __version__, choices, prepare, report, tensorboard
 from .errors import DataError
 
 
@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reprise", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (prepare, report, tensorboard):
+    for module in (prepare, choices, report, tensorboard):
         module.add_command(commands)
     options = parser.parse_args(arguments)
     try:
