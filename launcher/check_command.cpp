@@ -32,13 +32,11 @@ void print_model(const CheckReport& report, const RunConfig& config) {
              model.num_kv_heads, model.head_dim, model.tie_word_embeddings ? ", tied embeddings" : "");
   fmt::print("  weights {} of {}, computed in {}\n", format_bytes(report.weight_bytes), report.weight_dtype,
              config.model.dtype);
-  fmt::print("  vocabulary of {}", format_count(model.vocab_size));
-  if (report.largest_token_id >= 0) {
-    const std::int64_t padding = model.vocab_size - report.largest_token_id - 1;
-    fmt::print(", the tokenizer's largest id is {}{}", report.largest_token_id,
-               padding > 0 ? fmt::format("\n  {} rows of padding stay in the softmax, as in transformers",
-                                         format_count(padding))
-                           : "");
+  if (model.padding_rows > 0) {
+    fmt::print("  vocabulary: {} of {} rows, {} padding rows never enter a softmax", format_count(model.vocab_size),
+               format_count(model.vocab_rows()), format_count(model.padding_rows));
+  } else {
+    fmt::print("  vocabulary: {} rows, all of them in the softmax", format_count(model.vocab_size));
   }
   fmt::print("\n\n");
 }
@@ -140,9 +138,13 @@ void print_disk(const CheckReport& report) {
 nlohmann::ordered_json to_json(const CheckReport& report) {
   using Json = nlohmann::ordered_json;
   Json json;
-  json["model"] = {{"type", report.model.model_type},       {"parameters", report.parameters},
-                   {"vocab_size", report.model.vocab_size}, {"largest_token_id", report.largest_token_id},
-                   {"weight_dtype", report.weight_dtype},   {"weight_bytes", report.weight_bytes}};
+  json["model"] = {{"type", report.model.model_type},
+                   {"parameters", report.parameters},
+                   {"vocab_size", report.model.vocab_size},
+                   {"vocab_rows", report.model.vocab_rows()},
+                   {"largest_token_id", report.largest_token_id},
+                   {"weight_dtype", report.weight_dtype},
+                   {"weight_bytes", report.weight_bytes}};
   json["data"] = Json::array();
   for (const DataReport& data : report.data) {
     const DataStatistics& statistics = data.statistics;

@@ -62,21 +62,28 @@ void check_layout(const CheckReport& report, const RunConfig& config) {
 }
 
 void read_model(CheckReport& report, const RunConfig& config) {
-  report.model = read_decoder_config(config.model.path);
+  report.model = read_decoder_config(config.model.path, config.model.vocab_size);
   const WeightFiles weights(config.model.path);
   report.weight_dtype = weights.dtype();
   for (const SafetensorsReader& file : weights.files()) {
     report.weight_bytes += static_cast<std::int64_t>(std::filesystem::file_size(file.path()));
   }
   report.largest_token_id = largest_token_id(config.model.path);
-  require(report.largest_token_id < report.model.vocab_size, ErrorKind::kUsage,
-          "{}: the tokenizer has id {}, but the model only vocab_size = {} rows; they do not belong together",
-          config.model.path, report.largest_token_id, report.model.vocab_size);
   require(config.data.sequence_length <= report.model.max_position_embeddings, ErrorKind::kUsage,
           "data.sequence_length = {}: the model knows {} positions (max_position_embeddings of {})",
           config.data.sequence_length, report.model.max_position_embeddings, config.model.path);
   if (report.largest_token_id < 0) {
     report.notes.push_back("the model folder has no tokenizer.json: token ids are compared with vocab_size alone");
+  } else if (report.largest_token_id >= report.model.vocab_size) {
+    report.warnings.push_back(fmt::format("model.vocab_size = {} leaves out ids of the tokenizer, whose largest is {}",
+                                          config.model.vocab_size, report.largest_token_id));
+  }
+  const std::filesystem::path config_json = std::filesystem::path(config.model.path) / "config.json";
+  const std::vector<std::string> unread =
+      unread_config_keys(read_text_file(config_json, ErrorKind::kUsage), config_json.string());
+  if (!unread.empty()) {
+    report.notes.push_back(fmt::format("config.json: {} {} of another program: not read, here as in transformers",
+                                       fmt::join(unread, ", "), unread.size() == 1 ? "is a key" : "are keys"));
   }
 }
 

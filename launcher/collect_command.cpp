@@ -54,13 +54,13 @@ void describe(const IndexedDataset& dataset, const RunConfig& config, Session& s
 
 template <class T>
 void run_collect(Session& session, const RunConfig& config, const StoreProvenance& provenance) {
-  const DecoderConfig decoder = read_decoder_config(config.model.path);
+  const DecoderConfig decoder = read_decoder_config(config.model.path, config.model.vocab_size);
   require(config.data.sequence_length <= decoder.max_position_embeddings, ErrorKind::kUsage,
           "data.sequence_length = {}: the model knows {} positions (max_position_embeddings of {})",
           config.data.sequence_length, decoder.max_position_embeddings, config.model.path);
   const IndexedDataset dataset(config.data.train, decoder.vocab_size);
   describe(dataset, config, session);
-  const auto model = load_model<T>(session, config.model.path, true);
+  const auto model = load_model<T>(session, config.model.path, true, config.model.vocab_size);
   const Collected collected = collect(session, config, *model, dataset, provenance);
   if (collected.stopped) {
     fail(ErrorKind::kPreempted, "stopped as asked; the same command goes on from the last commit in {}",
@@ -89,7 +89,8 @@ void collect_command(Session& session, const RunConfig& config, bool fresh) {
     store.require_provenance(provenance);
     if (session.is_first()) {
       fmt::print(stderr, "{} is complete already\n", config.replay.store);
-      print_report(config, store.manifest(), read_decoder_config(config.model.path).vocab_size);
+      print_report(config, store.manifest(),
+                   read_decoder_config(config.model.path, config.model.vocab_size).vocab_size);
     }
     return;
   }

@@ -187,7 +187,7 @@ class CommandLine {
   void add_eval() {
     CLI::App& added = command("eval", "Mean negative log-likelihood of a model on data", "Models",
                               "Example: mpirun -n 2 --bind-to none reprise eval --model MODEL --data data/test --json");
-    add_model_options(added, eval_.model, eval_.dtype);
+    add_model_options(added, eval_.model, eval_.dtype, eval_.vocab_size);
     added.add_option("--data", eval_.data, "Prefix of .bin .idx (.mask.bin)")->required()->type_name("PREFIX");
     added.add_option("--sequence-length", eval_.sequence_length, "Longer samples are cut (default: the model's limit)")
         ->check(at_least_one())
@@ -209,7 +209,7 @@ class CommandLine {
     CLI::App& added = command("generate", "Continue prompts with a model", "Models",
                               "Tokens in, tokens out; `python -m reprise` knows texts.\nExample: reprise generate "
                               "--model MODEL --data data/test --out answers.jsonl");
-    add_model_options(added, generate_.model, generate_.dtype);
+    add_model_options(added, generate_.model, generate_.dtype, generate_.vocab_size);
     auto* data = added.add_option("--data", generate_.data,
                                   "Prefix of .bin .idx .mask.bin: what precedes the first trained token is a prompt");
     data->type_name("PREFIX");
@@ -256,6 +256,9 @@ class CommandLine {
     auto* step =
         added.add_option("--step", export_.step, "Checkpoint of this step (default: the newest that verifies)");
     step->check(not_negative())->type_name("N");
+    added.add_option("--max-shard-size", export_.max_shard_size, "A new weight file before this size, e.g. 500MB, 5GB")
+        ->capture_default_str()
+        ->type_name("SIZE");
     added.add_flag("--best", export_.best, "The checkpoint with the lowest evaluation loss")->excludes(step);
     grid_.add_to(added);
     added.callback([this] {
@@ -302,12 +305,16 @@ class CommandLine {
   void add_path(CLI::App& command, const std::string& name, const std::string& what) {
     command.add_option(name, path_, what)->required()->type_name("");
   }
-  static void add_model_options(CLI::App& command, std::filesystem::path& model, std::string& dtype) {
+  static void add_model_options(CLI::App& command, std::filesystem::path& model, std::string& dtype,
+                                std::int64_t& vocab_size) {
     command.add_option("--model", model, "Hugging Face folder")->required()->type_name("FOLDER");
     command.add_option("--dtype", dtype, "Storage while computing")
         ->check(one_of({"float32", "bfloat16"}))
         ->capture_default_str()
         ->type_name("DTYPE");
+    command.add_option("--vocab-size", vocab_size, "Ids that may occur (default: those of tokenizer.json, else all)")
+        ->check(at_least_one())
+        ->type_name("N");
   }
   int in_session(const RunFileFlags& file, const std::function<void(Session& session, const RunConfig& config)>& work) {
     const auto run = [&](const RunConfig& config, Communicator& world, int threads) {

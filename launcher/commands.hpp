@@ -27,6 +27,7 @@ void train_command(Session& session, const RunConfig& config, const TrainFlags& 
 
 struct EvalOptions {
   std::filesystem::path model;
+  std::int64_t vocab_size = 0;  ///< see read_decoder_config
   std::string dtype = "float32";
   std::string data;                  ///< prefix
   std::int64_t sequence_length = 0;  ///< 0 = the model's max_position_embeddings
@@ -42,6 +43,7 @@ void eval_command(Session& session, const EvalOptions& options);
 
 struct GenerateOptions {
   std::filesystem::path model;
+  std::int64_t vocab_size = 0;  ///< see read_decoder_config
   std::string dtype = "float32";
   std::string data;                  ///< prefix: every document's tokens before its first trained token are a prompt
   std::vector<std::int64_t> prompt;  ///< or one prompt, as ids
@@ -59,6 +61,7 @@ struct ExportCommandOptions {
   std::string dtype = "float32";
   std::int64_t step = -1;  ///< of the checkpoint; -1 = newest verified
   bool best = false;
+  std::string max_shard_size = "5GB";  ///< bytes, or a number with K, M, G (powers of 1000) or Ki, Mi, Gi
 };
 void export_command(Session& session, const ExportCommandOptions& options);
 

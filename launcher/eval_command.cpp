@@ -33,7 +33,7 @@ void print_result(const EvalOptions& options, const EvalResult& result, const Da
 
 template <class T>
 void run_eval(Session& session, const EvalOptions& options) {
-  const auto model = load_model<T>(session, options.model, true);
+  const auto model = load_model<T>(session, options.model, true, options.vocab_size);
   const std::int64_t limit = model->config.max_position_embeddings;
   EvaluationOptions evaluation;
   evaluation.sequence_length = options.sequence_length == 0 ? limit : options.sequence_length;

@@ -31,8 +31,7 @@ std::filesystem::path choose_checkpoint(Session& session, const ExportCommandOpt
 }
 
 /// The model folder of a run: as its run file names it, or where it was when the run began.
-std::filesystem::path source_model(const std::filesystem::path& run, const TrainerState& state) {
-  const RunConfig config = parse_run_config(state.run_toml, "the checkpoint's run file", {});
+std::filesystem::path source_model(const std::filesystem::path& run, const RunConfig& config) {
   std::filesystem::path folder = config.model.path;
   const std::filesystem::path provenance = run / "provenance.json";
   if (!std::filesystem::exists(folder) && std::filesystem::exists(provenance)) {
@@ -49,19 +48,27 @@ std::filesystem::path source_model(const std::filesystem::path& run, const Train
 void export_command(Session& session, const ExportCommandOptions& options) {
   require(options.step < 0 || !options.best, ErrorKind::kUsage, "--step and --best cannot both be given");
   const std::filesystem::path checkpoint = choose_checkpoint(session, options);
-  const std::filesystem::path source = source_model(options.run, read_trainer_state(checkpoint));
+  const std::string run_toml = read_trainer_state(checkpoint).run_toml;
+  const RunConfig config = parse_run_config(run_toml, "the checkpoint's run file", {});
+  const std::filesystem::path source = source_model(options.run, config);
 
-  // Frozen parameters are in no checkpoint, so everything is loaded from the source first.
-  const auto model = load_model<float>(session, source, true);
+  // Frozen parameters are in no checkpoint, so everything is loaded from the source first; padding rows stay as they
+  // are there, whatever weight decay or another storage type made of them.
+  const auto model = load_model<float>(session, source, true, config.model.vocab_size);
+  const Range ids = model->vocab.ids(session.groups().tp_rank());
   std::vector<OwnedPiece> masters;
   for (std::int64_t p = 0; p < model->parameters.count(); ++p) {
     const ParameterSpec& spec = model->parameters.spec(p);
-    if (!spec.frozen) masters.push_back({p, {0, spec.size()}, model->parameters.value(p).flat(), {}, {}});
+    if (spec.frozen) continue;
+    const bool has_vocabulary = spec.layer == "embedding" || spec.layer == "head";
+    const std::int64_t size = has_vocabulary ? ids.size() * spec.cols() : spec.size();
+    if (size > 0) masters.push_back({p, {0, size}, model->parameters.value(p).flat().slice(0, size), {}, {}});
   }
   const TrainerState state =
       load_checkpoint(session.stream(), session.groups(), checkpoint, model->parameters.specs(), masters);
   ExportOptions export_options;
   export_options.dtype = options.dtype;
+  export_options.max_shard_bytes = parse_byte_size(options.max_shard_size);
   export_hugging_face(session.groups(), model->parameters, source, options.output, export_options);
   if (session.is_first()) {
     fmt::print("{}: the model after step {} ({})\n", options.output.string(), state.step, options.dtype);

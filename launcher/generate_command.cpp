@@ -75,7 +75,7 @@ std::string to_line(std::uint64_t sample, const std::vector<std::int32_t>& token
 
 template <class T>
 void run_generate(Session& session, const GenerateOptions& options) {
-  const auto model = load_model<T>(session, options.model, true);
+  const auto model = load_model<T>(session, options.model, true, options.vocab_size);
   const std::vector<Prompt> prompts = read_prompts(options, model->config.vocab_size);
   GeneratorOptions generator;
   generator.max_tokens = options.max_tokens;

@@ -20,9 +20,14 @@ namespace reprise {
 /// torch_dtype) or 5 (rope_parameters, dtype). Refuses by name what the decoder does not compute: an active sliding
 /// window, other rope types, quantization, mixtures of experts, partial rotary factors, activations other than silu,
 /// softcaps, multipliers, custom code, ...
-[[nodiscard]] DecoderConfig read_decoder_config(const std::filesystem::path& folder);
-/// The same on the text of a config.json; `what` names it in messages.
+/// The vocabulary is `vocab_size` ids or, for 0, the ids of the folder's tokenizer (largest_token_id + 1) or, without a
+/// tokenizer.json, all rows of embedding and head (vocab_size of config.json). Rows beyond it are padding_rows.
+[[nodiscard]] DecoderConfig read_decoder_config(const std::filesystem::path& folder, std::int64_t vocab_size = 0);
+/// The text of a config.json, every row being in the vocabulary; `what` names it in messages.
 [[nodiscard]] DecoderConfig parse_decoder_config(std::string_view text, const std::string& what);
+/// Keys of a config.json that are neither read nor refused nor known to be without effect, sorted: transformers reads
+/// none of them either, for these families.
+[[nodiscard]] std::vector<std::string> unread_config_keys(std::string_view text, const std::string& what);
 
 /// The weight files of a folder, opened, and which of them holds each tensor.
 class WeightFiles {
@@ -52,11 +57,15 @@ void check_weights(const WeightFiles& files, const std::filesystem::path& folder
 template <class T>
 void load_hugging_face(const std::filesystem::path& folder, bool tie_word_embeddings, ParameterSet<T>& parameters);
 
+/// Bytes of "5GB", "500M", "2GiB" or "123": K, M, G are powers of 1000 as in transformers, Ki, Mi, Gi of 1024, and a B
+/// may follow. Throws Error(kUsage) naming the text.
+[[nodiscard]] std::int64_t parse_byte_size(const std::string& text);
+
 struct ExportOptions {
   /// "float32", "bfloat16", "float16", or "" = as in the source folder. Any other throws Error(kUsage).
   std::string dtype = {};
   /// A new file is begun before a tensor that would pass this size; one file when all fit.
-  std::int64_t max_shard_bytes = std::int64_t{5} << 30;
+  std::int64_t max_shard_bytes = 5'000'000'000;
   std::int64_t piece_bytes = std::int64_t{64} << 20;  ///< what is gathered at a time, at least one row
 };
 

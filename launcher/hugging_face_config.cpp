@@ -6,6 +6,7 @@
 
 #include "core/strict_json.hpp"
 #include "launcher/hugging_face.hpp"
+#include "launcher/tokenizer_info.hpp"
 
 namespace reprise {
 
@@ -39,6 +40,7 @@ class Keys {
   [[nodiscard]] std::int64_t integer_or(const std::string& key, std::int64_t fallback) const {
     return has(key) ? integer(key) : fallback;
   }
+  [[nodiscard]] bool is_null(const std::string& key) const { return object_.contains(key) && object_[key].is_null(); }
   [[nodiscard]] double positive(const std::string& key) const {
     if (!has(key)) refuse(key, "is needed");
     const bool fits = value(key).is_number() && std::isfinite(value(key).get<double>()) && value(key).get<double>() > 0;
@@ -99,10 +101,13 @@ void check_architecture(const Keys& keys, const Family& family) {
 /// Refuses the keys that would change what the model computes.
 void check_features(const Keys& keys) {
   constexpr std::string_view kUnsupported = "not supported; llama, mistral, qwen2 and qwen3 decoders as they are";
-  constexpr std::array<std::string_view, 12> kKeys = {
-      "auto_map",      "is_encoder_decoder",  "add_cross_attention", "pruned_heads", "use_mrope",
-      "alibi",         "no_rope_layers",      "qk_layernorm",        "use_qk_norm",  "use_parallel_residual",
-      "parallel_attn", "attention_chunk_size"};
+  constexpr std::array<std::string_view, 14> kKeys = {"auto_map",         "is_encoder_decoder",
+                                                      "pruned_heads",     "add_cross_attention",
+                                                      "use_mrope",        "alibi",
+                                                      "no_rope_layers",   "qk_layernorm",
+                                                      "use_qk_norm",      "use_parallel_residual",
+                                                      "parallel_attn",    "attention_chunk_size",
+                                                      "per_layer_config", "use_bidirectional_attention"};
   constexpr std::array<std::string_view, 12> kParts = {"expert", "moe_",  "router", "softcap", "dropout", "quantiz",
                                                        "vision", "mamba", "lora",   "sparse",  "mtp",     "nextn"};
   constexpr std::array<std::string_view, 6> kOneOrOff = {
@@ -118,22 +123,35 @@ void check_features(const Keys& keys) {
       keys.refuse(name, std::string(kUnsupported));
     }
   }
+  if (!keys.boolean_or("is_causal", true)) keys.refuse("is_causal", std::string(kUnsupported));
   if (keys.has("hidden_act") && keys.text("hidden_act") != "silu" && keys.text("hidden_act") != "swish") {
     keys.refuse("hidden_act", "not supported; silu is");
   }
 }
 
-void check_sliding_window(const Keys& keys, const DecoderConfig& config) {
-  if (keys.has("layer_types")) {
-    const json& types = keys.value("layer_types");
-    const bool all_full = types.is_array() && std::all_of(types.begin(), types.end(),
-                                                          [](const json& type) { return type == "full_attention"; });
-    if (!all_full) keys.refuse("layer_types", "not supported; every layer must be \"full_attention\"");
+/// True where every layer is said to attend to all tokens.
+bool check_layer_types(const Keys& keys, const DecoderConfig& config) {
+  if (!keys.has("layer_types")) return false;
+  const json& types = keys.value("layer_types");
+  const bool all_full = types.is_array() && std::all_of(types.begin(), types.end(), [](const json& type) {
+                          return type == "full_attention" || type == "attention";
+                        });
+  if (!all_full) keys.refuse("layer_types", "not supported; every layer must be \"full_attention\"");
+  if (static_cast<std::int64_t>(types.size()) != config.num_layers) {
+    keys.refuse("layer_types", fmt::format("must name each of num_hidden_layers = {} layers", config.num_layers));
   }
+  return true;
+}
+
+void check_sliding_window(const Keys& keys, const DecoderConfig& config) {
+  const bool all_full = check_layer_types(keys, config);
   if (config.model_type == "qwen2" || config.model_type == "qwen3") {
-    if (!keys.boolean_or("use_sliding_window", false)) return;
-    if (keys.has("sliding_window")) keys.refuse("use_sliding_window", "an active sliding window is not supported");
-    return;
+    if (all_full || !keys.boolean_or("use_sliding_window", false)) return;
+    const bool absent = !keys.raw().contains("sliding_window");  // 4096
+    if (!absent && !keys.has("sliding_window")) return;
+    if ((absent ? 4096 : keys.integer("sliding_window")) >= config.max_position_embeddings) return;
+    if (keys.has("max_window_layers") && keys.integer("max_window_layers", 0) >= config.num_layers) return;
+    keys.refuse("use_sliding_window", "an active sliding window is not supported");
   }
   const bool is_default = config.model_type == "mistral" && !keys.raw().contains("sliding_window");
   if (!is_default && !keys.has("sliding_window")) return;
@@ -141,6 +159,16 @@ void check_sliding_window(const Keys& keys, const DecoderConfig& config) {
   if (window >= config.max_position_embeddings) return;  // no sequence is long enough to notice it
   keys.refuse("sliding_window", fmt::format("an active sliding window is not supported ({}null is off)",
                                             is_default ? "absent means 4096 for mistral; " : ""));
+}
+
+/// Some families keep it beside the rope's own keys; here it could only contradict them.
+void check_original_positions(const Keys& keys, const DecoderConfig& config) {
+  constexpr const char* kKey = "original_max_position_embeddings";
+  if (!keys.has(kKey)) return;
+  const bool scales = config.rope_scaling.factor != 1.0;
+  if (!scales || keys.integer(kKey) != config.rope_scaling.original_max_position_embeddings) {
+    keys.refuse(kKey, "not supported beside the rope's parameters");
+  }
 }
 
 /// rope_theta and rope_scaling of transformers 4, or the rope_parameters of transformers 5.
@@ -159,6 +187,7 @@ void read_rope(const Keys& keys, DecoderConfig& config) {
   }
   const std::string key = rope.has("rope_type") ? "rope_type" : "type";
   const std::string type = rope.has(key) ? rope.text(key) : "default";
+  if (rope.has("type") && rope.text("type") != type) rope.refuse("type", "contradicts rope_type");
   if (type != "default" && type != "llama3") rope.refuse(key, "not supported; default and llama3 are");
   for (const auto& [name, value] : rope.raw().items()) {
     constexpr std::array<std::string_view, 3> kCommon = {"rope_type", "type", "rope_theta"};
@@ -188,15 +217,17 @@ void read_sizes(const Keys& keys, DecoderConfig& config) {
   config.ffn_hidden_size = keys.integer("intermediate_size");
   config.num_layers = keys.integer("num_hidden_layers");
   config.num_heads = keys.integer("num_attention_heads");
-  // Only llama means "as many as heads" by leaving the key out.
-  config.num_kv_heads = config.model_type == "llama" ? keys.integer_or("num_key_value_heads", config.num_heads)
-                                                     : keys.integer("num_key_value_heads");
+  // null means "as many as heads"; only llama means the same by leaving the key out.
+  const bool as_heads = config.model_type == "llama" || keys.is_null("num_key_value_heads");
+  config.num_kv_heads =
+      as_heads ? keys.integer_or("num_key_value_heads", config.num_heads) : keys.integer("num_key_value_heads");
   if (config.num_heads % config.num_kv_heads != 0) {
     keys.refuse("num_key_value_heads", fmt::format("must divide num_attention_heads = {}", config.num_heads));
   }
   if (keys.has("head_dim")) {
     config.head_dim = keys.integer("head_dim");
   } else if (config.model_type == "qwen3") {
+    if (keys.is_null("head_dim")) keys.refuse("head_dim", "must be an integer for qwen3");
     config.head_dim = 128;
   } else {
     if (config.hidden_size % config.num_heads != 0) {
@@ -245,17 +276,63 @@ DecoderConfig parse_decoder_config(std::string_view text, const std::string& wha
   config.norm_eps = static_cast<float>(keys.positive_or("rms_norm_eps", 1e-6));
   if (!(config.norm_eps > 0.0f && config.norm_eps < 1.0f)) keys.refuse("rms_norm_eps", "must lie in (0, 1)");
   read_rope(keys, config);
+  check_original_positions(keys, config);
   config.tie_word_embeddings = keys.boolean_or("tie_word_embeddings", false);
   read_biases(keys, config);
   config.validate();
   return config;
 }
 
-DecoderConfig read_decoder_config(const std::filesystem::path& folder) {
+std::vector<std::string> unread_config_keys(std::string_view text, const std::string& what) {
+  constexpr std::array<std::string_view, 43> kKnown = {
+      // read or checked
+      "model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+      "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
+      "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings", "attention_bias", "mlp_bias",
+      "layer_types", "use_sliding_window", "sliding_window", "max_window_layers", "is_causal", "bos_token_id",
+      "eos_token_id", "pad_token_id",
+      // without effect on what the model computes
+      "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache", "initializer_range",
+      "pretraining_tp", "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward",
+      "tie_last_hidden_states", "id2label", "label2id", "num_labels", "problem_type",
+      "original_max_position_embeddings"};
+  const json object = parse_strict_json(text, what, ErrorKind::kUsage);
+  std::vector<std::string> unread;
+  for (const auto& [key, value] : object.items()) {
+    const std::string& name = key;
+    if (!is_off(value) && std::find(kKnown.begin(), kKnown.end(), name) == kKnown.end()) unread.push_back(name);
+  }
+  return unread;
+}
+
+namespace {
+
+/// How many ids the folder's tokenizer has, or all rows.
+std::int64_t tokenizer_vocab_size(const std::filesystem::path& folder, std::int64_t rows) {
+  const std::int64_t largest = largest_token_id(folder);
+  require(largest < rows, ErrorKind::kUsage,
+          "{}: the tokenizer has id {}, but config.json only vocab_size = {} rows; they do not belong together (or say "
+          "model.vocab_size = {}, --vocab-size {}, where ids beyond never occur)",
+          folder.string(), largest, rows, rows, rows);
+  return largest < 0 ? rows : largest + 1;
+}
+
+}  // namespace
+
+DecoderConfig read_decoder_config(const std::filesystem::path& folder, std::int64_t vocab_size) {
   const std::filesystem::path path = folder / "config.json";
   require(std::filesystem::exists(path), ErrorKind::kUsage,
           "{}: there is no such file; name a Hugging Face model folder (model.path, --model)", path.string());
-  return parse_decoder_config(read_text_file(path, ErrorKind::kUsage), path.string());
+  DecoderConfig config = parse_decoder_config(read_text_file(path, ErrorKind::kUsage), path.string());
+  const std::int64_t rows = config.vocab_size;
+  require(
+      0 <= vocab_size && vocab_size <= rows, ErrorKind::kUsage,
+      "model.vocab_size (--vocab-size) = {}: {} has vocab_size = {} rows; must lie in [1, {}], or be 0 for what the "
+      "tokenizer has",
+      vocab_size, path.string(), rows, rows);
+  config.vocab_size = vocab_size > 0 ? vocab_size : tokenizer_vocab_size(folder, rows);
+  config.padding_rows = rows - config.vocab_size;
+  return config;
 }
 
 }  // namespace reprise

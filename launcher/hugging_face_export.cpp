@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
@@ -201,6 +204,21 @@ void finish_folder(const std::filesystem::path& part, const std::filesystem::pat
 }
 
 }  // namespace
+
+std::int64_t parse_byte_size(const std::string& text) {
+  const std::map<std::string, std::int64_t> kUnits = {
+      {"", 1}, {"K", 1000}, {"M", 1000'000}, {"G", 1000'000'000}, {"KI", 1 << 10}, {"MI", 1 << 20}, {"GI", 1 << 30}};
+  std::int64_t number = 0, bytes = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  std::string unit(end, static_cast<const char*>(text.data() + text.size()));
+  std::transform(unit.begin(), unit.end(), unit.begin(), [](unsigned char c) { return std::toupper(c); });
+  if (unit.ends_with('B')) unit.pop_back();
+  const bool is_size = error == std::errc() && number > 0 && kUnits.contains(unit) &&
+                       !__builtin_mul_overflow(number, kUnits.at(unit), &bytes);
+  require(is_size, ErrorKind::kUsage, "\"{}\" is no size: give bytes, or a number with K, M, G, Ki, Mi or Gi, e.g. 5GB",
+          text);
+  return bytes;
+}
 
 template <class T>
 void export_hugging_face(const ProcessGroups& groups, ParameterSet<T>& parameters, const std::filesystem::path& source,

@@ -19,14 +19,15 @@ inline constexpr std::int64_t kBucketElements = std::int64_t{8} << 20;
 template <class T>
 struct LoadedModel {
   DecoderConfig config;
-  VocabPartition vocab;  ///< real V = rows of the embedding that the tokenizer may use: config.vocab_size
+  VocabPartition vocab;  ///< config.vocab_size ids in config.vocab_rows() rows
   ParameterSet<T> parameters;
   std::unique_ptr<DecoderModel<T>> model;
 };
 
-/// Reads config.json, declares, allocates (`values_only` for commands that do not train) and loads. Collective.
+/// Reads config.json (see read_decoder_config for `vocab_size`), declares, allocates (`values_only` for commands that
+/// do not train) and loads. Collective.
 template <class T>
 [[nodiscard]] std::unique_ptr<LoadedModel<T>> load_model(Session& session, const std::filesystem::path& folder,
-                                                         bool values_only);
+                                                         bool values_only, std::int64_t vocab_size = 0);
 
 }  // namespace reprise

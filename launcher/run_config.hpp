@@ -21,6 +21,7 @@ struct RunConfig {
   struct Model {
     std::string path = "base";      ///< Hugging Face folder
     std::string dtype = "float32";  ///< storage of parameters and activations; or "bfloat16"
+    std::int64_t vocab_size = 0;    ///< ids; 0 = what tokenizer.json has, without one all rows of config.json
   } model;
   struct Data {
     std::string train = "data/domain";  ///< prefix of .bin .idx (.mask.bin .weight.bin)

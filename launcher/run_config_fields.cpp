@@ -34,6 +34,9 @@ std::vector<Field> make_fields() {
       {REPRISE_FIELD(model, path), "Hugging Face folder: config.json, safetensors, tokenizer files", not_empty()},
       {REPRISE_FIELD(model, dtype), "storage of parameters and activations, bfloat16 on a GPU; sums are float32",
        one_of({"float32", "bfloat16"})},
+      {REPRISE_FIELD(model, vocab_size),
+       "ids that may occur, rows beyond are padding; 0 = the tokenizer's, without one all rows",
+       between(0, kLargestId)},
 
       {REPRISE_FIELD(data, train), "prefix of .bin .idx (.mask.bin .weight.bin)", not_empty()},
       {REPRISE_FIELD(data, eval), "prefixes that are evaluated every train.eval_every steps", not_empty()},

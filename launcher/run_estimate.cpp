@@ -40,7 +40,7 @@ RunEstimate::RunEstimate(const DecoderConfig& model, const RunConfig& config, st
       kv_heads_(std::max<std::int64_t>(1, model.num_kv_heads / tensor_)),
       ffn_(model.ffn_hidden_size / tensor_),
       kv_replicas_(std::max<std::int64_t>(1, tensor_ / model.num_kv_heads)) {
-  const VocabPartition vocab = VocabPartition::even(model.vocab_size, model.vocab_size, static_cast<int>(tensor_));
+  const VocabPartition vocab = VocabPartition::even(model.vocab_rows(), model.vocab_size, static_cast<int>(tensor_));
   vocab_rows_ = vocab.rows(0).size();  // the first ranks hold the odd rows, and rank 0 the owned copies
   const ProcessGroups groups = make_plan_groups(static_cast<int>(tensor_), static_cast<int>(data_), 0);
   ParameterSet<float> declared;

@@ -18,6 +18,7 @@ namespace {
 
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
 constexpr std::int64_t kChunkBytes = std::int64_t{4} << 20;
+constexpr std::int64_t kShortestRun = 512;  ///< bytes worth a system call of their own
 
 std::string quote(const std::string& name) {
   return nlohmann::json(name).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
@@ -283,7 +284,7 @@ void SafetensorsReader::read(const SafetensorsEntry& entry, Range rows, Range co
   };
   if (cols.size() == total_cols) {
     read_run(rows.begin * total_cols, output.size(), output.data);
-  } else if (cols.size() * element >= 4096 || total_cols * element > kChunkBytes) {
+  } else if (cols.size() * element >= kShortestRun || total_cols * element > kChunkBytes) {
     for (std::int64_t r = 0; r < output.rows; ++r) {
       read_run((rows.begin + r) * total_cols + cols.begin, cols.size(), output.row(r).data);
     }

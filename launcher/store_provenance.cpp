@@ -38,7 +38,7 @@ StoreProvenance store_settings(const RunConfig& config) {
   StoreProvenance provenance;
   provenance["tokenizer"] = tokenizer_fingerprint(config.model.path);
   provenance["template"] = template_fingerprint(config.model.path);
-  provenance["vocab_size"] = std::to_string(read_decoder_config(config.model.path).vocab_size);
+  provenance["vocab_size"] = std::to_string(read_decoder_config(config.model.path, config.model.vocab_size).vocab_size);
   provenance["tau"] = number(config.replay.tau);
   provenance["k_max"] = std::to_string(config.replay.k_max);
   provenance["k_min"] = std::to_string(config.replay.k_min);

@@ -1,6 +1,7 @@
 #include "launcher/tokenizer_info.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <nlohmann/json.hpp>
 
 #include "core/file_io.hpp"
@@ -13,13 +14,14 @@ namespace {
 
 using nlohmann::json;
 
-/// The ids under a key: none for null or an absent key.
+/// The ids under a key: none for null, an absent key and -1, which old folders write for "none".
 std::vector<std::int32_t> read_ids(const json& object, const std::filesystem::path& path, const std::string& key,
                                    std::int64_t vocab_size) {
   std::vector<std::int32_t> ids;
   if (!object.contains(key) || object[key].is_null()) return ids;
   const json list = object[key].is_array() ? object[key] : json::array({object[key]});
   for (const json& id : list) {
+    if (id.is_number_integer() && id == -1) continue;
     const bool fits = id.is_number_unsigned() && id.get<std::uint64_t>() < static_cast<std::uint64_t>(vocab_size);
     require(fits, ErrorKind::kUsage, "{}: {} = {}: must be an id (or a list of ids) in [0, {})", path.string(), key,
             object[key].dump(), vocab_size);
@@ -41,6 +43,24 @@ std::int64_t id_of(const json& value, const std::filesystem::path& path) {
   require(value.is_number_unsigned() && value.get<std::uint64_t>() < std::uint64_t{1} << 31, ErrorKind::kUsage,
           "{}: token id {} is not one", path.string(), value.dump().substr(0, 100));
   return value.get<std::int64_t>();
+}
+
+/// Tokens that transformers adds when it loads the tokenizer: the keys of added_tokens_decoder.
+std::int64_t largest_added_id(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / "tokenizer_config.json";
+  if (!std::filesystem::exists(path)) return -1;
+  const json config = read_json_object(path, ErrorKind::kUsage);
+  if (!config.contains("added_tokens_decoder") || !config["added_tokens_decoder"].is_object()) return -1;
+  std::int64_t largest = -1;
+  for (const auto& [id, token] : config["added_tokens_decoder"].items()) {
+    std::int64_t value = -1;
+    const auto [end, error] = std::from_chars(id.data(), id.data() + id.size(), value);
+    require(error == std::errc() && end == id.data() + id.size() && 0 <= value && value < std::int64_t{1} << 31,
+            ErrorKind::kUsage, "{}: added_tokens_decoder: token id \"{}\" is not one", path.string(),
+            id.substr(0, 100));
+    largest = std::max(largest, value);
+  }
+  return largest;
 }
 
 }  // namespace
@@ -70,7 +90,7 @@ std::int64_t largest_token_id(const std::filesystem::path& folder) {
   const json tokenizer = parse_strict_json(text, path.string(), ErrorKind::kUsage);
   require(tokenizer.is_object() && tokenizer.contains("model") && tokenizer["model"].is_object(), ErrorKind::kUsage,
           "{}: no \"model\" inside", path.string());
-  std::int64_t largest = -1;
+  std::int64_t largest = largest_added_id(folder);
   if (tokenizer["model"].contains("vocab")) {
     const json& vocab = tokenizer["model"]["vocab"];
     if (vocab.is_array()) {  // Unigram: the index is the id

@@ -37,7 +37,7 @@ class TrainRun {
         flags_(flags),
         fault_(FaultInjection::from_environment(session.world().rank())),
         folder_(session.world(), config.run.folder, flags.fresh),
-        decoder_(read_decoder_config(config.model.path)),
+        decoder_(read_decoder_config(config.model.path, config.model.vocab_size)),
         data_(config, decoder_.vocab_size, session.groups()),
         config_(with_total_steps(config, data_)),
         schedule_(config_.schedule_options(config_.train.steps)) {
@@ -50,7 +50,7 @@ class TrainRun {
       (void)count_data(*evaluation_.back(), config_.data.sequence_length);
     }
     // Last, because it may take minutes and everything above can be wrong.
-    model_ = load_model<T>(session, config_.model.path, false);
+    model_ = load_model<T>(session, config_.model.path, false, config_.model.vocab_size);
     trainer_.emplace(session, config_, *model_);
   }
 

@@ -37,6 +37,8 @@ void DecoderConfig::validate() const {
   require(is_known, ErrorKind::kUsage, "model_type = \"{}\": not supported; llama, mistral, qwen2 and qwen3 are",
           model_type);
   require_positive("vocab_size", vocab_size);
+  require(padding_rows >= 0, ErrorKind::kUsage, "vocab_size = {}: exceeds the {} rows of embedding and head",
+          vocab_size, vocab_rows());
   require_positive("hidden_size", hidden_size);
   require_positive("intermediate_size", ffn_hidden_size);
   require_positive("num_hidden_layers", num_layers);

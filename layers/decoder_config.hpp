@@ -8,7 +8,8 @@ namespace reprise {
 /// Shape of a Hugging Face decoder (llama, mistral, qwen2, qwen3); read from config.json by launcher/hugging_face.
 struct DecoderConfig {
   std::string model_type = "llama";
-  std::int64_t vocab_size = 0;  ///< rows of embedding and head
+  std::int64_t vocab_size = 0;    ///< real V: ids that may occur
+  std::int64_t padding_rows = 0;  ///< rows of embedding and head beyond them: never looked up, in no softmax
   std::int64_t hidden_size = 0;
   std::int64_t ffn_hidden_size = 0;
   std::int64_t num_layers = 0;
@@ -28,6 +29,8 @@ struct DecoderConfig {
   bool attention_out_bias = false;  ///< llama with attention_bias
   bool mlp_bias = false;
   bool qk_norm = false;  ///< qwen3: RMSNorm over head_dim of q and k before RoPE
+  /// Rows of embedding and head.
+  [[nodiscard]] std::int64_t vocab_rows() const { return vocab_size + padding_rows; }
   /// Throws Error(kUsage) naming the config.json key, the value and the legal ones.
   void validate() const;
 };

@@ -121,6 +121,40 @@ TEST(DecoderConfig, BiasesFollowTheFamily) {
   EXPECT_FALSE(parse(model_config_json(config_of_family("qwen2"))).attention_out_bias);
 }
 
+TEST(DecoderConfig, TheVocabularyIsTheTokenizersUnlessSaidOtherwise) {
+  const TemporaryFolder folder;
+  DecoderConfig config = tiny_decoder_config();
+  config.padding_rows = 32;
+  make_model_folder(folder.path(), config);
+  const auto expect_sizes = [&](std::int64_t asked, std::int64_t vocab_size) {
+    const DecoderConfig read = read_decoder_config(folder.path(), asked);
+    EXPECT_EQ(read.vocab_size, vocab_size);
+    EXPECT_EQ(read.vocab_rows(), 128);
+  };
+  expect_sizes(0, 96);
+  expect_sizes(50, 50);
+  expect_sizes(128, 128);
+  for (const std::int64_t wrong : {-1, 129}) {
+    expect_error(ErrorKind::kUsage, {"model.vocab_size", std::to_string(wrong), "128"},
+                 [&] { (void)read_decoder_config(folder.path(), wrong); });
+  }
+  write_file_atomically(folder / "tokenizer.json", tokenizer_json(129).dump());
+  expect_error(ErrorKind::kUsage, {"tokenizer has id 128", "128 rows", "model.vocab_size = 128"},
+               [&] { (void)read_decoder_config(folder.path()); });
+  expect_sizes(128, 128);
+  std::filesystem::remove(folder / "tokenizer.json");
+  expect_sizes(0, 128);
+}
+
+TEST(DecoderConfig, KeysThatNobodyReadsAreNamed) {
+  Json json = model_config_json(config_of_family("qwen3"));
+  EXPECT_TRUE(unread_config_keys(json.dump(), "config.json").empty());
+  json["unsloth_fixed"] = true;
+  json["another"] = 5;
+  json["off"] = nullptr;
+  EXPECT_EQ(unread_config_keys(json.dump(), "config.json"), (std::vector<std::string>{"another", "unsloth_fixed"}));
+}
+
 TEST(DecoderConfig, AWindowThatNothingReachesIsNoWindow) {
   Json mistral = model_config_json(config_of_family("mistral"));
   mistral["sliding_window"] = 256;  // max_position_embeddings
@@ -128,7 +162,11 @@ TEST(DecoderConfig, AWindowThatNothingReachesIsNoWindow) {
   mistral.erase("sliding_window");  // 4096
   EXPECT_EQ(parse(mistral).model_type, "mistral");
   Json qwen = model_config_json(config_of_family("qwen3"));
-  qwen["layer_types"] = {"full_attention", "full_attention"};
+  qwen["layer_types"] = {"full_attention", "attention"};  // the second is an older name
+  EXPECT_EQ(parse(qwen).model_type, "qwen3");
+  qwen["use_sliding_window"] = true;
+  EXPECT_EQ(parse(qwen).model_type, "qwen3");
+  qwen.erase("layer_types");  // from layer max_window_layers = 2 on
   EXPECT_EQ(parse(qwen).model_type, "qwen3");
 }
 
@@ -221,7 +259,26 @@ INSTANTIATE_TEST_SUITE_P(
                   json["max_position_embeddings"] = 32768;
                 },
                 {"sliding_window = absent", "4096"}},
-        Refusal{"qwen_window", "qwen2", set("use_sliding_window", true), {"use_sliding_window = true"}},
+        Refusal{"qwen_window",
+                "qwen2",
+                [](Json& json) {
+                  json["use_sliding_window"] = true;
+                  json["sliding_window"] = 128;
+                  json["max_window_layers"] = 1;
+                },
+                {"use_sliding_window = true"}},
+        Refusal{"too_few_layer_types", "qwen3", set("layer_types", {"full_attention"}), {"layer_types", "2 layers"}},
+        Refusal{"not_causal", "llama", set("is_causal", false), {"is_causal = false"}},
+        Refusal{"layers_that_differ",
+                "llama",
+                set("per_layer_config", {{"1", {{"intermediate_size", 8}}}}),
+                {"per_layer_config", "intermediate_size"}},
+        Refusal{"original_positions",
+                "llama",
+                set("original_max_position_embeddings", 4096),
+                {"original_max_position_embeddings = 4096"}},
+        Refusal{"rope_type_twice", "llama", set_rope("type", "yarn"), {"rope_scaling.type = \"yarn\"", "contradicts"}},
+        Refusal{"null_head_dim", "qwen3", set("head_dim", nullptr), {"head_dim = null"}},
         Refusal{"layer_types",
                 "qwen3",
                 set("layer_types", {"full_attention", "sliding_attention"}),
@@ -297,7 +354,9 @@ TEST(TokenizerInfo, GenerationConfigWinsOverConfig) {
   EXPECT_EQ(info.eos_ids, (std::vector<std::int32_t>{2, 3}));
   EXPECT_EQ(info.bos_id, 1);
   EXPECT_EQ(info.pad_id, -1);
-  EXPECT_EQ(largest_token_id(folder.path()), 3);
+  EXPECT_EQ(largest_token_id(folder.path()), 95);
+  write_file_atomically(folder / "tokenizer_config.json", R"({"added_tokens_decoder": {"7": {}, "101": {}}})");
+  EXPECT_EQ(largest_token_id(folder.path()), 101);  // transformers adds it when it loads the tokenizer
   std::filesystem::remove(folder / "generation_config.json");
   EXPECT_EQ(read_tokenizer_info(folder.path()).eos_ids, (std::vector<std::int32_t>{2}));
   std::filesystem::remove(folder / "tokenizer.json");
@@ -307,7 +366,9 @@ TEST(TokenizerInfo, GenerationConfigWinsOverConfig) {
 TEST(TokenizerInfo, IdsOutOfRangeAreRefused) {
   const TemporaryFolder folder;
   make_model_folder(folder.path(), tiny_decoder_config());
-  for (const char* value : {"96", "-1", "\"</s>\"", "[2, 96]", "2.0", "{}"}) {
+  write_file_atomically(folder / "generation_config.json", R"({"eos_token_id": -1, "pad_token_id": -1})");
+  EXPECT_EQ(read_tokenizer_info(folder.path()).pad_id, -1);
+  for (const char* value : {"96", "-2", "\"</s>\"", "[2, 96]", "2.0", "{}"}) {
     write_file_atomically(folder / "generation_config.json", std::string(R"({"eos_token_id": )") + value + "}");
     expect_error(ErrorKind::kUsage, {"generation_config.json", "eos_token_id", "[0, 96)"},
                  [&] { (void)read_tokenizer_info(folder.path()); });

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <mutex>
 #include <nlohmann/json.hpp>
 
@@ -109,6 +110,57 @@ TEST(HuggingFace, LoadedBlocksAreThoseOfTheTensors) {
         }
       }
     }
+  }
+}
+
+/// Bytes that this thread has read by system calls.
+std::int64_t bytes_read_here() {
+  std::ifstream file("/proc/thread-self/io");
+  std::string key;
+  std::int64_t value = 0;
+  while (file >> key >> value) {
+    if (key == "rchar:") return value;
+  }
+  throw std::runtime_error("/proc/thread-self/io has no rchar");
+}
+
+TEST(HuggingFace, EachRankReadsItsSlicesAndNoMore) {
+  const TemporaryFolder folder;
+  DecoderConfig config = tiny_decoder_config();
+  config.hidden_size = 512;
+  config.ffn_hidden_size = 1024;
+  config.num_layers = 1;
+  config.head_dim = 128;
+  make_model_folder(folder.path(), config, {.tensors_per_file = 4});
+  std::int64_t headers = 0;
+  for (const SafetensorsReader& file : WeightFiles(folder.path()).files()) {
+    headers += static_cast<std::int64_t>(std::filesystem::file_size(file.path()));
+    for (const SafetensorsEntry& entry : file.entries()) headers -= entry.bytes();
+  }
+  headers += static_cast<std::int64_t>(std::filesystem::file_size(folder / "model.safetensors.index.json"));
+  for (const int size : {1, 2, 4}) {
+    for (int rank = 0; rank < size; ++rank) {
+      ParameterSet<float> parameters;
+      declare(config, rank, size, parameters);
+      std::int64_t own = headers;
+      for (const ParameterSpec& spec : parameters.specs()) own += 4 * spec.size();
+      const std::int64_t before = bytes_read_here();
+      load_hugging_face(folder.path(), false, parameters);
+      const std::int64_t read = bytes_read_here() - before;
+      EXPECT_GE(read, own);
+      EXPECT_LE(read, own + 4096) << "rank " << rank << " of " << size;  // and what the counter itself reads
+    }
+  }
+}
+
+TEST(HuggingFace, SizesOfShardsAreReadAsTransformersReadsThem) {
+  EXPECT_EQ(parse_byte_size("123"), 123);
+  EXPECT_EQ(parse_byte_size("40KB"), 40'000);
+  EXPECT_EQ(parse_byte_size("500M"), 500'000'000);
+  EXPECT_EQ(parse_byte_size("5GB"), 5'000'000'000);
+  EXPECT_EQ(parse_byte_size("2GiB"), std::int64_t{2} << 30);
+  for (const char* wrong : {"", "GB", "0", "-5GB", "5 GB", "5TB", "1.5GB", "99999999999999999999", "9999999999GB"}) {
+    expect_error(ErrorKind::kUsage, {std::string("\"") + wrong + "\"", "5GB"}, [&] { (void)parse_byte_size(wrong); });
   }
 }
 

@@ -43,6 +43,22 @@ std::vector<WrongInput> wrong_inputs() {
       {"MissingModel", [](ProgramFixture& p) { p.config.model.path = p.folder / "nowhere"; }, 2, {"nowhere"}},
       {"UnsupportedFamily", [](ProgramFixture& p) { write_config(p, "model_type", "gpt2"); }, 2, {"gpt2"}},
       {"VocabularyOfOtherSize", [](ProgramFixture& p) { write_config(p, "vocab_size", 97); }, 2, {"96", "97"}},
+      {"TokenizerBeyondTheModel",
+       [](ProgramFixture& p) {
+         write_file_atomically(p.folder / "model/tokenizer.json", tokenizer_json(200).dump());
+       },
+       2,
+       {"tokenizer has id 199", "96 rows"}},
+      {"VocabularyBeyondTheModel", [](ProgramFixture& p) { p.config.model.vocab_size = 97; }, 2, {"97", "96 rows"}},
+      {"IdOfAPaddingRow",
+       [](ProgramFixture& p) {
+         p.model.padding_rows = 32;
+         make_model_folder(p.folder / "model", p.model);
+         p.documents.tokens[3][1] = 100;
+         make_dataset(p.folder / "data", p.documents.tokens, p.documents.options);
+       },
+       3,
+       {"100", "data.bin", "96"}},
       {"HeadsThatDoNotDivide", [](ProgramFixture& p) { p.config.parallel.tensor = 3; }, 2, {"num_attention_heads"}, 3},
       {"WorldThatDoesNotFit", [](ProgramFixture& p) { p.config.parallel.tensor = 2; }, 2, {"2", "3"}, 3},
       {"BatchThatDoesNotDivide", [](ProgramFixture& p) { p.config.train.global_batch = 7; }, 2, {"global_batch"}, 2},

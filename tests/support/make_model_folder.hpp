@@ -43,7 +43,7 @@ inline std::vector<ModelTensor> model_tensors(const DecoderConfig& config) {
     tensors.push_back({name + ".weight", rows, cols});
     if (bias) tensors.push_back({name + ".bias", rows, 1, true});
   };
-  tensors.push_back({"model.embed_tokens.weight", config.vocab_size, hidden});
+  tensors.push_back({"model.embed_tokens.weight", config.vocab_rows(), hidden});
   for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";
     tensors.push_back({prefix + "input_layernorm.weight", hidden, 1, true});
@@ -61,7 +61,7 @@ inline std::vector<ModelTensor> model_tensors(const DecoderConfig& config) {
     linear(prefix + "mlp.down_proj", hidden, ffn, config.mlp_bias);
   }
   tensors.push_back({"model.norm.weight", hidden, 1, true});
-  if (!config.tie_word_embeddings) tensors.push_back({"lm_head.weight", config.vocab_size, hidden});
+  if (!config.tie_word_embeddings) tensors.push_back({"lm_head.weight", config.vocab_rows(), hidden});
   return tensors;
 }
 
@@ -81,7 +81,7 @@ inline nlohmann::ordered_json model_config_json(const DecoderConfig& config, con
                            : is_qwen2                       ? "Qwen2ForCausalLM"
                                                             : "Qwen3ForCausalLM"};
   json["model_type"] = config.model_type;
-  json["vocab_size"] = config.vocab_size;
+  json["vocab_size"] = config.vocab_rows();
   json["hidden_size"] = config.hidden_size;
   json["intermediate_size"] = config.ffn_hidden_size;
   json["num_hidden_layers"] = config.num_layers;
@@ -126,15 +126,22 @@ inline nlohmann::ordered_json model_config_json(const DecoderConfig& config, con
   return json;
 }
 
+/// A stand-in for tokenizer.json with the ids [0, vocab_size), the last two of them added tokens.
+inline nlohmann::json tokenizer_json(std::int64_t vocab_size) {
+  nlohmann::json vocab = nlohmann::json::object(), added = nlohmann::json::array();
+  for (std::int64_t id = 0; id < vocab_size - 2; ++id) vocab["t" + std::to_string(id)] = id;
+  for (std::int64_t id = vocab_size - 2; id < vocab_size; ++id) added.push_back({{"id", id}});
+  return {{"model", {{"vocab", vocab}}}, {"added_tokens", added}};
+}
+
 /// Writes a whole folder: config, random weights (norms near 1, the rest normal with standard deviation 0.05),
-/// generation config and stand-ins for the tokenizer's files.
+/// generation config and stand-ins for the tokenizer's files, which know config.vocab_size ids.
 inline void make_model_folder(const std::filesystem::path& folder, const DecoderConfig& config,
                               const ModelFolderOptions& options = {}) {
   std::filesystem::create_directories(folder);
   write_file_atomically(folder / "config.json", model_config_json(config, options).dump(2) + "\n");
   write_file_atomically(folder / "generation_config.json", R"({"eos_token_id": [2, 3], "bos_token_id": 1})");
-  write_file_atomically(folder / "tokenizer.json",
-                        R"({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2}, {"id": 3}]})");
+  write_file_atomically(folder / "tokenizer.json", tokenizer_json(config.vocab_size).dump());
   write_file_atomically(folder / "tokenizer_config.json", R"({"chat_template": "{{ messages }}", "eos_token": "c"})");
 
   const std::vector<ModelTensor> tensors = model_tensors(config);

@@ -51,7 +51,7 @@ def write_old_spelling(folder: Path) -> None:
     rope = config.pop("rope_parameters")
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
-    config["torch_dtype"] = config.pop("dtype")
+    config["torch_dtype"] = config.pop("dtype", "float32")
     config.pop("layer_types", None)
     path.write_text(json.dumps(config, indent=2))
 
