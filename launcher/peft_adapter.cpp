@@ -36,6 +36,12 @@ const std::set<std::string> kNeutralKeys = {
 /// Those that read_peft_options looks at itself.
 const std::set<std::string> kReadKeys = {"peft_type", "r", "lora_alpha", "use_rslora", "bias"};
 
+void require_folder(const std::filesystem::path& folder) {
+  require(std::filesystem::exists(folder / kConfigFile), ErrorKind::kUsage,
+          "{}: no {} there; an adapter folder is written by peft, or by `reprise export` of a run with [lora]",
+          folder.string(), kConfigFile);
+}
+
 bool is_unset(const json& value) {
   return value.is_null() || value == false || ((value.is_array() || value.is_object()) && value.empty()) || value == "";
 }
@@ -173,11 +179,8 @@ std::vector<float> gather_whole(Communicator& tp, const ParameterSpec& spec, Vec
 }  // namespace
 
 LoraOptions read_peft_options(const std::filesystem::path& folder) {
+  require_folder(folder);
   const std::filesystem::path path = folder / kConfigFile;
-  require(std::filesystem::exists(path), ErrorKind::kUsage,
-          "{}: no {} there; an adapter folder is written by peft, or "
-          "by `reprise export` of a run with [lora]",
-          folder.string(), kConfigFile);
   const json config = read_json_object(path, ErrorKind::kUsage);
   check_keys(config, path);
   LoraOptions options;
@@ -268,6 +271,7 @@ void export_peft_adapter(const ProcessGroups& groups, ParameterSet<float>& adapt
 std::string adapted_fingerprint(const std::string& model, const std::filesystem::path& adapter, Communicator* world,
                                 const std::filesystem::path& cache) {
   if (adapter.empty()) return model;
+  require_folder(adapter);
   const std::vector<std::filesystem::path> paths = {adapter / kConfigFile, adapter / kWeightFile};
   std::string text = model + "\n";
   for (const std::string& hash : cached_sha256_tree(paths, ErrorKind::kUsage, cache, world)) text += hash + "\n";

@@ -17,9 +17,9 @@ namespace reprise {
 
 /// The adapters that a model is loaded with.
 struct AdapterOptions {
-  LoraOptions lora;              ///< rank 0 = none
-  std::filesystem::path folder;  ///< where their values are read from; empty = new ones
-  std::uint64_t seed = 1;        ///< of new ones
+  LoraOptions lora = {};              ///< rank 0 = none
+  std::filesystem::path folder = {};  ///< where their values are read from; empty = new ones
+  std::uint64_t seed = 1;             ///< of new ones
 };
 
 /// Rank, alpha and kind of scale as adapter_config.json has them, targets as the tensors name them. Refuses by name

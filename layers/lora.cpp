@@ -172,6 +172,19 @@ void initialize_adapters(ParameterSet<T>& adapters, std::uint64_t seed) {
   }
 }
 
+void merge_adapters(const Stream& stream, ParameterSet<float>& adapters, const LoraOptions& options,
+                    ParameterSet<float>& parameters) {
+  for (std::int64_t index = 0; index < adapters.count(); ++index) {
+    const ParameterSpec& spec = adapters.spec(index);
+    if (!is_a(spec)) continue;
+    const std::string module = spec.name.substr(0, spec.name.rfind(".lora_A"));
+    const std::int64_t w = parameters.find(module + ".weight"), b = adapters.find(module + ".lora_B.weight");
+    REPRISE_CHECK(w >= 0 && b >= 0, "{} has no matrix beside it", spec.name);
+    gemm<float, float>(stream, Transpose::kNo, Transpose::kNo, options.scale(), adapters.value(b),
+                       adapters.value(index), 1.0f, parameters.value(w));
+  }
+}
+
 #define REPRISE_INSTANTIATE(T)    \
   template struct Lora<T>;        \
   template class LoraAdapters<T>; \

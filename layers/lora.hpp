@@ -99,4 +99,9 @@ class LoraAdapters {
 template <class T>
 void initialize_adapters(ParameterSet<T>& adapters, std::uint64_t seed);
 
+/// W += s B A for every adapted W of `parameters`, in float32: the model that computes the same without adapters. Each
+/// rank merges the block that it holds; no communication.
+void merge_adapters(const Stream& stream, ParameterSet<float>& adapters, const LoraOptions& options,
+                    ParameterSet<float>& parameters);
+
 }  // namespace reprise
