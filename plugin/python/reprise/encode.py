@@ -153,6 +153,7 @@ class Encoder:
         self.statistics.turns += 1
         if not turn.endswith(self.tokenizer.end_texts):
             self.statistics.missing_end += 1
+            # The last letters of the turn and what follows it.
             self.statistics.note("missing_end", (turn + text[span[1] :])[max(0, len(turn) - 12) :][:32])
 
     def _tokenize(self, text: str, spans: list[Span]) -> Document:
