@@ -133,7 +133,8 @@ TEST(HuggingFace, EachRankReadsItsSlicesAndNoMore) {
   config.head_dim = 128;
   make_model_folder(folder.path(), config, {.tensors_per_file = 4});
   std::int64_t headers = 0;
-  for (const SafetensorsReader& file : WeightFiles(folder.path()).files()) {
+  const WeightFiles files(folder.path());
+  for (const SafetensorsReader& file : files.files()) {
     headers += static_cast<std::int64_t>(std::filesystem::file_size(file.path()));
     for (const SafetensorsEntry& entry : file.entries()) headers -= entry.bytes();
   }
