@@ -161,7 +161,8 @@ TEST(HuggingFace, SizesOfShardsAreReadAsTransformersReadsThem) {
   EXPECT_EQ(parse_byte_size("5GB"), 5'000'000'000);
   EXPECT_EQ(parse_byte_size("2GiB"), std::int64_t{2} << 30);
   for (const char* wrong : {"", "GB", "0", "-5GB", "5 GB", "5TB", "1.5GB", "99999999999999999999", "9999999999GB"}) {
-    expect_error(ErrorKind::kUsage, {std::string("\"") + wrong + "\"", "5GB"}, [&] { (void)parse_byte_size(wrong); });
+    expect_error(ErrorKind::kUsage, {fmt::format("\"{}\" is no size", wrong), "5GB"},
+                 [&] { (void)parse_byte_size(wrong); });
   }
 }
 

@@ -129,7 +129,7 @@ inline nlohmann::ordered_json model_config_json(const DecoderConfig& config, con
 /// A stand-in for tokenizer.json with the ids [0, vocab_size), the last two of them added tokens.
 inline nlohmann::json tokenizer_json(std::int64_t vocab_size) {
   nlohmann::json vocab = nlohmann::json::object(), added = nlohmann::json::array();
-  for (std::int64_t id = 0; id < vocab_size - 2; ++id) vocab["t" + std::to_string(id)] = id;
+  for (std::int64_t id = 0; id < vocab_size - 2; ++id) vocab[fmt::format("t{}", id)] = id;
   for (std::int64_t id = vocab_size - 2; id < vocab_size; ++id) added.push_back({{"id", id}});
   return {{"model", {{"vocab", vocab}}}, {"added_tokens", added}};
 }
