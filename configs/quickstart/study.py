@@ -55,7 +55,7 @@ class Stages:
 def measure(run: Path, data: Path, base_loss: float, log: Path) -> None:
     """Exports the run's model and writes what it knows and what it forgot to results.json."""
     model = run / "model"
-    reprise("export", "--run", run, "--out", model, log=log)
+    reprise("export", "--run", run, "--out", model, "--dtype", "float32", log=log)
     results = {"execution_accuracy": execution_accuracy(model, data / "domain_test", run, log),
                "general_loss": {"before": base_loss, "after": general_loss(model, data / "general_test", log)},
                "relative_l2": relative_distance(model, BASE)}

@@ -33,7 +33,7 @@ def main() -> None:
                     shutil.rmtree(run, ignore_errors=True)
                     train(HERE / "quickstart.toml", run, {"optimizer.name": optimizer, "optimizer.lr": lr, "replay.normalization": head,
                                                           "train.checkpoint_every": 0}, log)
-                    reprise("export", "--run", run, "--out", run / "model", log=log)
+                    reprise("export", "--run", run, "--out", run / "model", "--dtype", "float32", log=log)
                 score = execution_accuracy(run / "model", data / "domain_valid", run, log)
                 correct, total = correct + score["correct"], total + score["total"]
                 rise += (general_loss(run / "model", data / "general_test", log) - base_loss) / len(HEADS)
