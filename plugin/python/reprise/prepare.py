@@ -90,7 +90,8 @@ def prepare(files: list[Path], tokenizer_folder: Path, prefix: Path, *, split: i
             end_tokens: tuple[str, ...] = (), skip_bad: bool = False, workers: int = 1, force: bool = False,
             quiet: bool = False) -> Statistics:
     """Encodes `files` in the given order into `prefix`; returns what was written, dropped and noticed. The output does not
-    depend on `workers`. Does nothing when the prefix has been made from the same inputs, unless `force`."""
+    depend on `workers`; more than one start new processes, so a script that asks for them needs `if __name__ == "__main__"`. Does
+    nothing when the prefix has been made from the same inputs, unless `force`."""
     files, tokenizer_folder, prefix = list(map(Path, files)), Path(tokenizer_folder), Path(prefix)
     if train_on not in TRAIN_ON:
         raise ValueError(f"train_on = {train_on!r}: one of {', '.join(TRAIN_ON)}")
