@@ -141,9 +141,11 @@ TEST(Lora, RecomputationAndThreadsChangeNoBit) {
     EXPECT_EQ(other.hidden.data, kept.hidden.data);
     for (const auto& [name, gradient] : kept.gradients) EXPECT_EQ(other.gradients.at(name).data, gradient.data) << name;
   };
-  options.recompute = Recompute::kLayer;
   options.threads = 3;
-  expect_same(test.run(options));
+  for (const Recompute recompute : {Recompute::kSelective, Recompute::kLayer}) {
+    options.recompute = recompute;
+    expect_same(test.run(options));
+  }
 }
 
 TEST(Lora, BFloat16StaysWithinBoundsOfFloat32) {
