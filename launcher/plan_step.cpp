@@ -97,8 +97,8 @@ TimedStep make_timed_step(const RunShape& run, const StepShape& shape, double pa
   step.optimizer_parameters = config.optimizer.zero_stage == 0 ? elements : elements / static_cast<double>(run.data);
   const double copy = run.element_bytes == 2 ? 2.0 : 0.0;  // of bfloat16 beside the master
   step.optimizer_bytes = (config.optimizer.name == "moclip" ? 40.0 : 36.0) + copy;
-  step.data_overlapped = hardware.gpu;
-  step.gradient_windows = config.optimizer.zero_stage == 2 ? shape.micro_batches : 1.0;
+  step.data_overlapped = hardware.gpu && config.parallel.overlap;
+  step.gradient_passes = config.optimizer.zero_stage == 2 ? shape.micro_batches : 1.0;
   set_exchanges(run, shape, step);
   return step;
 }

@@ -104,7 +104,8 @@ void add_data_time(const Hardware& hardware, const TimedStep& step, double forwa
   time.data_all = gradients + parameters + other;
   time.data_exposed = time.data_all;
   if (!step.data_overlapped) return;
-  time.data_exposed = exposed(gradients, step.gradient_windows * backward) + exposed(parameters, forward) + other;
+  const double last = gradients / step.gradient_passes;
+  time.data_exposed = gradients - last + exposed(last, backward) + exposed(parameters, forward) + other;
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ struct TimedStep {
   double tensor_hidden = 0.0;  ///< share of them that runs beside the products
   Exchange gradients, parameters, other;
   bool data_overlapped = true;      ///< gradients beside backward, parameters beside forward
-  double gradient_windows = 1.0;    ///< micro-batches whose backward hides gradients
+  double gradient_passes = 1.0;     ///< reductions of all gradients in a step, of which the last runs beside backward
   bool parameters_sharded = false;  ///< exchanges are of a micro-batch each and hidden beside all of it (ZeRO 3, FSDP)
 };
 

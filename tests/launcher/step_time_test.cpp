@@ -113,6 +113,9 @@ TEST(StepTime, DataExchangesHideBehindBackwardAndTensorOnesDoNot) {
   const StepTime hidden = estimate_step_time(h, step);
   EXPECT_LT(hidden.data_exposed, 0.4 * hidden.data_all);
   EXPECT_DOUBLE_EQ(hidden.tensor_exposed, hidden.tensor_all);
+  step.gradient_passes = 4.0;  // ZeRO 2: three of four reductions are waited for
+  EXPECT_GT(estimate_step_time(h, step).data_exposed, hidden.data_exposed);
+  step.gradient_passes = 1.0;
   step.data_overlapped = false;
   EXPECT_DOUBLE_EQ(estimate_step_time(h, step).data_exposed, hidden.data_all);
   step.gradients.stride = 8;  // one rank a node: too slow to hide
