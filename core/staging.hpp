@@ -16,7 +16,7 @@ namespace reprise {
 /// Page-locked memory that the host fills for a stream's device, and where asked for as much device memory at the side.
 /// Both are handed out in order and given back together; they are handed out again when the stream has come so far. The
 /// host never waits for that: it takes other memory, so that there is as much as the host runs ahead of the device.
-/// Nothing is allocated once the largest round of give_back has been seen as often as that.
+/// It allocates only for a larger round than any before, and when the host is further ahead than ever.
 class Staging {
  public:
   /// `has_device_memory`: every place has a twin on the device.

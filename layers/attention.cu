@@ -6,7 +6,6 @@
 
 #include "core/cuda/launch.hpp"
 #include "core/cuda/simt.cuh"
-#include "core/transfer.hpp"
 #include "layers/attention_tiles.cuh"
 
 namespace reprise {
@@ -67,16 +66,12 @@ class TileList {
   }
 
   /// On the device, most work first, so that no long tile starts when all others are done.
-  VectorView<const AttentionTile> to_device(const CudaStream& stream, Arena& arena) {
+  VectorView<const AttentionTile> to_device(Arena& arena) {
     std::stable_sort(tiles_.begin(), tiles_.end(), [](const auto& a, const auto& b) { return a.work > b.work; });
     std::vector<AttentionTile> tiles;
     tiles.reserve(tiles_.size());
     for (const Entry& entry : tiles_) tiles.push_back(entry.tile);
-    const auto size = static_cast<std::int64_t>(tiles.size());
-    const VectorView<AttentionTile> device = arena.vector<AttentionTile>(size, "attention tiles");
-    detail::copy_bytes(stream, tiles.data(), device.data, size * static_cast<std::int64_t>(sizeof(AttentionTile)),
-                       detail::Direction::kToDevice);
-    return device;
+    return arena.copy<AttentionTile>(tiles, "attention tiles");
   }
 
  private:
@@ -170,7 +165,7 @@ void attention(const CudaStream& stream, Arena& arena, const AttentionShape& sha
     const std::int64_t begin = offsets[d], tokens = offsets[d + 1] - begin;
     list.add_rows(document_tile(heads, begin, tokens, begin, tokens), heads.group, tile_sizes(fits).forward_rows);
   }
-  run_forward<T>(stream, fits, {heads, list.to_device(stream, arena), q, k, v, output, log_sum_exp.data});
+  run_forward<T>(stream, fits, {heads, list.to_device(arena), q, k, v, output, log_sum_exp.data});
 }
 
 template <class T>
@@ -194,8 +189,8 @@ void attention_backward(const CudaStream& stream, Arena& arena, const AttentionS
     key_tiles.add_keys(document, heads.group, sizes.backward_keys);
   }
   run_backward<T>(stream, fits,
-                  {heads, query_tiles.to_device(stream, arena), key_tiles.to_device(stream, arena), q, k, v, d_output,
-                   log_sum_exp.data, delta.data, d_q, d_k, d_v});
+                  {heads, query_tiles.to_device(arena), key_tiles.to_device(arena), q, k, v, d_output, log_sum_exp.data,
+                   delta.data, d_q, d_k, d_v});
 }
 
 template <class T>
@@ -211,7 +206,7 @@ void cached_attention(const CudaStream& stream, Arena& arena, const AttentionSha
     list.add_rows(document_tile(heads, offsets[d], offsets[d + 1] - offsets[d], d * max_length, lengths[d]),
                   heads.group, tile_sizes(fits).forward_rows);
   }
-  run_forward<T>(stream, fits, {heads, list.to_device(stream, arena), q, k, v, output, nullptr});
+  run_forward<T>(stream, fits, {heads, list.to_device(arena), q, k, v, output, nullptr});
 }
 
 #define REPRISE_INSTANTIATE(T)                                                                                         \

@@ -38,9 +38,9 @@ void check_blocks(const HeadProblem& problem, std::int64_t kept_logits) {
 TEST(FullCrossEntropyTest, SeveralBlocksAgreeWithTheOracle) {
   for (const std::int64_t kept_logits : {0, 1 << 20}) {
     HeadProblem problem =
-        make_head_problem({.rows = 60, .depth = 8, .vocab = 109, .tokens = 57, .candidates = 0, .bfloat16 = true});
+        make_head_problem({.rows = 40, .depth = 8, .vocab = 77, .tokens = 37, .candidates = 0, .bfloat16 = true});
     check_blocks<float>(problem, kept_logits);
-    check_blocks<BFloat16>(problem, kept_logits);
+    if (test_stream().is_cpu()) check_blocks<BFloat16>(problem, kept_logits);  // elsewhere with options is enough
     problem.options = {.logit_scale = 0.75f, .softcap = 4.0f};
     problem.gold[3] = problem.gold[4] = -100;
     check_blocks<BFloat16>(problem, kept_logits);
