@@ -11,6 +11,7 @@
 #include "launcher/progress.hpp"
 #include "tests/support/expect_error.hpp"
 #include "tests/support/run_fixture.hpp"
+#include "tests/support/run_program.hpp"
 
 namespace reprise {
 namespace {
@@ -185,6 +186,37 @@ TEST(PlanCommand, PrintsTextAndJson) {
                            "cheapest: parallel.tensor="}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
   }
+}
+
+/// The program itself, on a machine that has neither weights nor data.
+TEST(PlanProgram, AnswersFromAConfigAlone) {
+  TemporaryFolder folder;
+  const auto run = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), {REPRISE_PROGRAM, "plan"});
+    return run_program(words, {.output = folder / "printed"});
+  };
+  const std::string file = kSource / "configs" / "llama3_8b.toml";
+  const std::string model = "model.path=" + (kSource / "configs" / "models" / "llama3-70b").string();
+  const auto start = std::chrono::steady_clock::now();
+  const ProgramResult planned = run({file, model, "parallel.tensor=8", "train.global_batch=16384", "--world", "16384",
+                                     "--hardware", "h200", "--json"});
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  ASSERT_EQ(planned.exit_code, 0) << planned.printed;
+  EXPECT_TRUE(nlohmann::json::parse(planned.printed)["fits"].get<bool>());
+  EXPECT_LT(seconds.count(), 1.0);
+
+  const ProgramResult swept = run({file, model, "--world", "64", "--sweep"});
+  EXPECT_EQ(swept.exit_code, 0) << swept.printed;
+  EXPECT_NE(swept.printed.find("cheapest: "), std::string::npos) << swept.printed;
+  const ProgramResult measured = run({"--against", kSource / "configs" / "scaling" / "cpu_steps.json"});
+  EXPECT_NE(measured.printed.find("rows are within 20 %"), std::string::npos) << measured.printed;
+
+  const ProgramResult nothing = run({});
+  EXPECT_EQ(nothing.exit_code, 2);
+  EXPECT_NE(nothing.printed.find("RUN.toml is required"), std::string::npos) << nothing.printed;
+  const ProgramResult wrong = run({file, "--hardware", "abacus"});
+  EXPECT_EQ(wrong.exit_code, 2);
+  EXPECT_NE(wrong.printed.find("abacus"), std::string::npos) << wrong.printed;
 }
 
 // ---- the table of docs/scaling.md ----------------------------------------------------------------------------------
