@@ -135,7 +135,6 @@ std::string advise(const Plan& plan, const RunConfig& config, const PlanOptions&
   const std::string lack = fmt::format("does not fit: {} are needed, {} usable", format_bytes(needed),
                                        format_bytes(static_cast<std::int64_t>(usable_bytes(plan.hardware))));
   const Sweep sweep = sweep_layouts(config, options);
-  if (sweep.tried == 0) return lack;
   if (sweep.rows.empty())
     return fmt::format("{}. No layout of {} ranks fits: {}", lack, plan.world_size, misfit(sweep, plan.hardware));
   const SweepRow& best = sweep.rows.front();
@@ -256,7 +255,12 @@ Sweep sweep_layouts(const RunConfig& base, const PlanOptions& options) {
   const PlannedData data = plan_data(base, model, options);
   const Hardware hardware = share_of(options);
   Sweep sweep;
-  for (const std::int64_t tensor : legal_tensor_sizes(model, base.train.global_batch, options.world_size)) {
+  const std::vector<std::int64_t> legal = legal_tensor_sizes(model, base.train.global_batch, options.world_size);
+  require(!legal.empty(), ErrorKind::kUsage,
+          "{} ranks: no parallel.tensor divides them and the model and leaves data ranks that divide "
+          "train.global_batch = {}; change the number of ranks or train.global_batch",
+          options.world_size, base.train.global_batch);
+  for (const std::int64_t tensor : legal) {
     RunConfig config = base;
     config.parallel.tensor = tensor;
     config.parallel.sequence_parallel = tensor > 1;

@@ -108,6 +108,8 @@ TEST(Plan, RefusesWhatCannotRun) {
                [&] { (void)make_plan(config, {.world_size = 8, .hardware = "h800"}); });
   expect_error(ErrorKind::kUsage, {"parallel.tensor = 4 does not divide the number of ranks = 6"},
                [&] { (void)make_plan(config, {.world_size = 6}); });
+  expect_error(ErrorKind::kUsage, {"16384 ranks", "train.global_batch = 64"},
+               [&] { (void)sweep_layouts(config, {.world_size = 16384}); });
   expect_error(ErrorKind::kUsage, {"--tokens-per-step 1000000", "hold at most 262144"},
                [&] { (void)make_plan(config, {.world_size = 8, .tokens_per_step = 1'000'000}); });
 }
