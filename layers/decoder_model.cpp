@@ -356,8 +356,10 @@ auto DecoderModel<T>::make_cache(std::int64_t documents, std::int64_t max_length
 }
 
 template <class T>
-void DecoderModel<T>::restart(Cache& cache, std::int64_t document) const {
-  cache.lengths.at(static_cast<std::size_t>(document)) = 0;
+void DecoderModel<T>::restart(Cache& cache, std::int64_t document, std::int64_t length) const {
+  std::int64_t& held = cache.lengths.at(static_cast<std::size_t>(document));
+  REPRISE_CHECK(0 <= length && length <= held, "{} of {} cached tokens to be kept", length, held);
+  held = length;
 }
 
 template <class T>

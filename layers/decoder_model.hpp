@@ -90,8 +90,8 @@ class DecoderModel {
     void operator()(Cache* cache) const;
   };
   [[nodiscard]] std::unique_ptr<Cache, CacheDeleter> make_cache(std::int64_t documents, std::int64_t max_length) const;
-  /// Forgets what a document's entry holds, so that another takes its place.
-  void restart(Cache& cache, std::int64_t document) const;
+  /// Forgets what a document's entry holds behind its first `length` tokens, so that others take their place.
+  void restart(Cache& cache, std::int64_t document, std::int64_t length = 0) const;
   /// Appends batch.document_offsets[d+1] - [d] tokens (possibly 0) to each cached document and returns the final hidden
   /// rows of the new tokens [tokens, hidden_size]. No sequence parallelism here.
   [[nodiscard]] MatrixView<T> decode(const Context& context, Cache& cache, const TokenBatch& batch) const;
