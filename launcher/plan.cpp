@@ -32,6 +32,7 @@ PlannedData plan_data(const RunConfig& config, const DecoderConfig& model, const
   const auto length = static_cast<double>(config.data.sequence_length);
   data.sample_tokens = length;
   data.longest = config.data.sequence_length;
+  data.pairs_a_token = 0.5 * length;
   if (exists(config.data.train)) {
     const JoinedDataset dataset(config.data.train, model.vocab_size);
     const DataStatistics statistics = count_data(dataset, config.data.sequence_length);
@@ -41,6 +42,12 @@ PlannedData plan_data(const RunConfig& config, const DecoderConfig& model, const
     data.longest = std::min(statistics.longest - 1, config.data.sequence_length);
     data.sample_tokens = static_cast<double>(statistics.tokens) / static_cast<double>(statistics.samples);
     data.targets_share = static_cast<double>(statistics.targets) / static_cast<double>(statistics.tokens);
+    double pairs = 0.0;
+    for (std::int64_t d = 0; d < dataset.size(); ++d) {
+      const auto tokens = static_cast<double>(std::min(dataset.length(d) - 1, config.data.sequence_length));
+      pairs += 0.5 * tokens * tokens;
+    }
+    data.pairs_a_token = pairs / static_cast<double>(statistics.tokens);
   }
   if (options.tokens_per_step > 0) {
     data.sample_tokens = static_cast<double>(options.tokens_per_step) / static_cast<double>(config.train.global_batch);
@@ -48,6 +55,7 @@ PlannedData plan_data(const RunConfig& config, const DecoderConfig& model, const
             "--tokens-per-step {}: {} samples (train.global_batch) of data.sequence_length = {} hold at most {}",
             options.tokens_per_step, config.train.global_batch, config.data.sequence_length,
             config.train.global_batch * config.data.sequence_length);
+    data.pairs_a_token = 0.5 * data.sample_tokens;
   }
   if (options.targets_share > 0.0) data.targets_share = options.targets_share;
   if (options.data_tokens > 0) {
@@ -88,7 +96,7 @@ double set_size(const RunConfig& config) {
 }
 
 double pairs_of(const StepShape& step, const PlannedData& data) {
-  return 0.5 * step.tokens * data.sample_tokens;
+  return step.tokens * data.pairs_a_token;
 }
 
 Hardware share_of(const PlanOptions& options) {

@@ -22,6 +22,7 @@ struct PlanOptions {
 struct PlannedData {
   bool read = false;  ///< from the files
   double sample_tokens = 0.0, targets_share = 1.0;
+  double pairs_a_token = 0.0;            ///< (query, key) pairs that attention computes: half the length of its sample
   std::int64_t samples = 0, tokens = 0;  ///< 0 = not known
   std::int64_t longest = 0;              ///< predicting tokens of the longest sample
 };

@@ -134,6 +134,14 @@ TEST(Plan, ReadsTheDataWhereItIs) {
   EXPECT_EQ(plan.dataset.samples, 20);
   EXPECT_GT(plan.dataset.targets_share, 0.1);
   EXPECT_LT(plan.dataset.targets_share, 1.0);
+  double tokens = 0.0, pairs = 0.0;
+  for (const auto& document : fixture.documents.tokens) {
+    const auto length = static_cast<double>(document.size() - 1);
+    tokens += length;
+    pairs += 0.5 * length * length;
+  }
+  EXPECT_NEAR(plan.dataset.pairs_a_token, pairs / tokens, 1e-9);
+  EXPECT_GT(plan.dataset.pairs_a_token, 0.5 * plan.dataset.sample_tokens);  // long samples weigh more
   EXPECT_TRUE(plan.fits) << plan.fit;
   EXPECT_GT(plan.collect_seconds, 0.0);
   EXPECT_GT(plan.train_seconds, 0.0);
