@@ -38,10 +38,11 @@ setup_torch() {
   if [ ! -e "$stamp" ] || [ $folder/requirements.txt -nt "$stamp" ] || [ $folder/dependencies.py -nt "$stamp" ]; then
     echo "making the environment of the tests with torch in .venv-torch (4.5 GB; ./run-tests --quick does without)"
     python3 -m venv .venv-torch
-    local install=".venv-torch/bin/pip install --quiet --disable-pip-version-check --no-compile"
-    $install --no-deps -r $folder/requirements.txt
-    .venv-torch/bin/python $folder/dependencies.py >.venv-torch/dependencies.txt
-    $install -r .venv-torch/dependencies.txt
+    local install=".venv-torch/bin/pip install --quiet --disable-pip-version-check --no-compile" log=.venv-torch/pip.log
+    # pip complains of what dependencies.py leaves out; the log is for when it fails.
+    { $install --no-deps -r $folder/requirements.txt &&
+      .venv-torch/bin/python $folder/dependencies.py >.venv-torch/dependencies.txt &&
+      $install -r .venv-torch/dependencies.txt; } 2>$log || { cat $log >&2; exit 1; }
     touch "$stamp"
   fi
 }
