@@ -198,6 +198,7 @@ TEST(EmulationDeathTest, KernelsCannotReachBeyondTheirMemory) {
 }
 
 TEST(Emulation, DeviceMemoryComesBack) {
+  synchronize(test_stream());  // what earlier tests gave back
   const std::size_t before = cuda_emulation::device_bytes_in_use();
   {
     const Buffer<float> x(test_stream(), 1000, "x");

@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::uintptr_t kPattern = 0xDA7A, kPatternShift = 48;
 constexpr std::uintptr_t kAddressMask = (std::uintptr_t{1} << kPatternShift) - 1;
-constexpr std::size_t kAlignment = 64;
+constexpr std::size_t kAlignment = 64, kMostPoisonedBytes = std::size_t{1} << 20;
 constexpr std::size_t kCapacity = std::size_t{16} << 30;  // of the emulated device
 
 struct Allocation {
@@ -90,7 +90,10 @@ void* allocate_device(std::size_t bytes) {
   char* const first = allocation.mapping + page_bytes();
   if (mprotect(first, pages, PROT_READ | PROT_WRITE) != 0) return nullptr;
   const auto address = reinterpret_cast<std::uintptr_t>(first + pages - used);
-  std::memset(reinterpret_cast<void*>(address), kPoison, bytes);
+  // Of large memory only both ends: touching all of it costs more than all that is done with it.
+  const std::size_t poisoned = std::min(bytes, kMostPoisonedBytes);
+  std::memset(reinterpret_cast<void*>(address), kPoison, poisoned);
+  std::memset(reinterpret_cast<void*>(address + bytes - poisoned), kPoison, poisoned);
   for_slack(address, allocation, [](unsigned char* begin, unsigned char* end) {
     std::memset(begin, kPoison, static_cast<std::size_t>(end - begin));
 #if defined(__SANITIZE_ADDRESS__)
@@ -129,6 +132,20 @@ void free_device(void* device_address) {
   if (!is_intact) {
     throw Fault("a kernel wrote before or behind device memory of " + std::to_string(allocation.bytes) + " bytes");
   }
+}
+
+void set_bytes(void* real, int value, std::size_t bytes) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(real);
+  const std::size_t first = round_up(begin, page_bytes()) - begin;
+  const std::size_t pages = bytes > first ? (bytes - first) / page_bytes() * page_bytes() : 0;
+  auto* const data = static_cast<char*>(real);
+  constexpr std::size_t kLarge = std::size_t{1} << 18;
+  if (value != 0 || pages < kLarge || madvise(data + first, pages, MADV_DONTNEED) != 0) {
+    std::memset(data, value, bytes);
+    return;
+  }
+  std::memset(data, 0, first);  // the pages are zero when they are next touched
+  std::memset(data + first + pages, 0, bytes - first - pages);
 }
 
 bool is_device_address(const void* address) {

@@ -16,6 +16,9 @@ namespace cuda_emulation {
 /// Throws Fault for what is no allocation, and for one that a kernel wrote beyond.
 void free_device(void* device_address);
 
+/// memset of device memory by its real address.
+void set_bytes(void* real, int value, std::size_t bytes);
+
 [[nodiscard]] bool is_device_address(const void* address);
 /// The real address of a device address; anything else is returned as it is.
 [[nodiscard]] void* real_address(const void* address);

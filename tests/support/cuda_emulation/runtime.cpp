@@ -277,7 +277,7 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr attribute, vo
 cudaError_t cudaMemsetAsync(void* pointer, int value, std::size_t bytes, cudaStream_t stream) {
   check_device_range(pointer, bytes, "memset");
   enqueue(stream, [=] {
-    if (bytes > 0) std::memset(real_address(pointer), value, bytes);
+    if (bytes > 0) set_bytes(real_address(pointer), value, bytes);
   });
   return cudaSuccess;
 }
