@@ -89,7 +89,8 @@ class ConfigKeysTest(unittest.TestCase):
             self.write(family)
             usual = self.read()
             # Named layer types would say how many layers there are a second time.
-            changes = [{"num_hidden_layers": 3, "layer_types": None} if key == "num_hidden_layers" else {key: value} for key, value in (READ | READ_BY[family]).items()]
+            changes = [{key: value} | ({"layer_types": None} if key == "num_hidden_layers" else {})
+                       for key, value in (READ | READ_BY[family]).items()]
             for change in [{}, *changes, {"rope_parameters": llama3}, {"num_key_value_heads": None}]:
                 if family == "mistral" and change == {"num_key_value_heads": None}:
                     continue  # transformers 5 itself refuses it
