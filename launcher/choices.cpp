@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <span>
 
 #include "core/error.hpp"
 #include "core/trace.hpp"
@@ -84,17 +85,51 @@ ChoiceItem read_item(const json& line, const std::string& where, std::int64_t vo
   return item;
 }
 
-/// Sequences of several items, one behind the other, and the targets of their choices.
-struct ChoiceBatch {
-  std::vector<std::int32_t> tokens, row, gold;
+/// Choices to be scored from the hidden states of a batch of sequences.
+struct ChoiceTargets {
+  std::vector<std::int32_t> row, gold;
+  std::vector<std::int64_t> begin{0};  ///< [choices + 1] of the targets
+  std::vector<std::size_t> place;      ///< [choices] of the scores
+
+  /// `end`: the row behind the last one of the sequence, which is all of context and choice but the last token.
+  void append(std::int64_t end, const std::vector<std::int32_t>& choice, std::size_t score) {
+    for (std::size_t i = 0; i < choice.size(); ++i) {
+      row.push_back(static_cast<std::int32_t>(end - std::ssize(choice) + static_cast<std::int64_t>(i)));
+      gold.push_back(choice[i]);
+    }
+    begin.push_back(std::ssize(row));
+    place.push_back(score);
+  }
+};
+
+/// Two numbers a choice: its log-likelihood, and 1 where all of its tokens are first choices.
+using Scores = std::vector<double>;
+
+template <class T>
+void score_targets(Session& session, const DecoderModel<T>& model, MatrixView<const T> hidden,
+                   const ChoiceTargets& targets, Scores& scores) {
+  const TargetStatistics measured = measure_targets<T>(session.context(), session.host(), hidden, model.head_weight(),
+                                                       model.vocab(), {targets.row, targets.gold, hidden.rows});
+  for (std::size_t c = 0; c < targets.place.size(); ++c) {
+    const std::int64_t begin = targets.begin[c], end = targets.begin[c + 1];
+    const auto& log_prob = measured.log_prob;
+    scores[2 * targets.place[c]] = std::accumulate(log_prob.begin() + begin, log_prob.begin() + end, 0.0);
+    const auto tops = std::count(measured.is_top.begin() + begin, measured.is_top.begin() + end, 1);
+    scores[2 * targets.place[c] + 1] = tops == end - begin ? 1.0 : 0.0;
+  }
+}
+
+/// Items whose sequences are read whole, one behind the other.
+struct WholeSequences {
+  std::vector<std::int32_t> tokens;
   std::vector<std::int64_t> offsets{0};
-  std::vector<std::int64_t> choice_begin{0};  ///< [choices + 1] of the targets
+  ChoiceTargets targets;
   std::int64_t truncated = 0;
 
-  [[nodiscard]] std::int64_t sequences() const { return std::ssize(offsets) - 1; }
+  [[nodiscard]] std::int64_t size() const { return std::ssize(offsets) - 1; }
 
-  void append(const ChoiceItem& item, std::int64_t max_length) {
-    const auto first = static_cast<std::size_t>(sequences());
+  void append(const ChoiceItem& item, std::size_t first_score, std::int64_t max_length) {
+    const auto first = static_cast<std::size_t>(size());
     for (std::size_t c = 0; c < item.choices.size(); ++c) {
       const auto& choice = item.choices[c];
       std::vector<std::int32_t> input = item.context(c);
@@ -102,13 +137,17 @@ struct ChoiceBatch {
       const auto excess = std::ssize(input) - max_length;
       if (excess > 0) input.erase(input.begin(), input.begin() + excess);
       truncated += excess > 0 ? 1 : 0;
-      const auto end = static_cast<std::int32_t>(end_of(input, first));
-      for (std::size_t i = 0; i < choice.size(); ++i) {
-        row.push_back(end - static_cast<std::int32_t>(choice.size() - i));
-        gold.push_back(choice[i]);
-      }
-      choice_begin.push_back(std::ssize(row));
+      targets.append(end_of(input, first), choice, first_score + c);
     }
+  }
+
+  template <class T>
+  void score(Session& session, const DecoderModel<T>& model, Scores& scores) const {
+    const Context context = session.context();
+    const Arena::Scope scope(context.arena);
+    typename DecoderModel<T>::ActivationsPtr activations;
+    const MatrixView<T> hidden = model.forward(context, {tokens, offsets}, Recompute::kNoBackward, activations);
+    score_targets<T>(session, model, hidden, targets, scores);
   }
 
  private:
@@ -125,28 +164,92 @@ struct ChoiceBatch {
   }
 };
 
-template <class T>
-void score_batch(Session& session, const DecoderModel<T>& model, const ChoiceBatch& batch,
-                 std::vector<double>& scores) {
-  const Context context = session.context();
-  const Arena::Scope scope(context.arena);
-  typename DecoderModel<T>::ActivationsPtr activations;
-  const MatrixView<T> hidden =
-      model.forward(context, {batch.tokens, batch.offsets}, Recompute::kNoBackward, activations);
-  const TargetStatistics targets = measure_targets<T>(context, session.host(), hidden, model.head_weight(),
-                                                      model.vocab(), {batch.row, batch.gold, std::ssize(batch.tokens)});
-  for (std::size_t c = 0; c + 1 < batch.choice_begin.size(); ++c) {
-    const std::int64_t begin = batch.choice_begin[c], end = batch.choice_begin[c + 1];
-    scores.push_back(std::accumulate(targets.log_prob.begin() + begin, targets.log_prob.begin() + end, 0.0));
-    scores.push_back(std::all_of(targets.is_top.begin() + begin, targets.is_top.begin() + end,
-                                 [](std::uint8_t top) { return top != 0; })
-                         ? 1.0
-                         : 0.0);
+/// Items whose context is read once: its keys and values stay, and each choice in turn takes the place of the last one
+/// behind them.
+struct SharedContexts {
+  std::vector<const ChoiceItem*> items;
+  std::vector<std::size_t> first_score;
+
+  [[nodiscard]] std::int64_t size() const { return std::ssize(items); }
+
+  template <class T>
+  void score(Session& session, const DecoderModel<T>& model, Scores& scores) const {
+    const Context context = session.context();
+    std::int64_t longest = 0;
+    std::size_t most = 0;
+    for (const ChoiceItem* item : items) {
+      longest = std::max(longest, longest_input(*item));
+      most = std::max(most, item->choices.size());
+    }
+    const auto cache = model.make_cache(size(), longest);
+    for (std::size_t c = 0; c < most; ++c) {
+      const Arena::Scope scope(context.arena);
+      std::vector<std::int32_t> tokens;
+      std::vector<std::int64_t> offsets{0};
+      ChoiceTargets targets;
+      for (std::size_t i = 0; i < items.size(); ++i) {
+        if (c < items[i]->choices.size()) {
+          const auto& before = items[i]->contexts[0];
+          const auto& choice = items[i]->choices[c];
+          // The context's last token is read again for each choice: what follows it is the choice's first token.
+          const std::int64_t kept = c == 0 ? 0 : std::ssize(before) - 1;
+          model.restart(*cache, static_cast<std::int64_t>(i), kept);
+          tokens.insert(tokens.end(), before.begin() + kept, before.end());
+          tokens.insert(tokens.end(), choice.begin(), choice.end() - 1);
+          targets.append(std::ssize(tokens), choice, first_score[i] + c);
+        }
+        offsets.push_back(std::ssize(tokens));
+      }
+      score_targets<T>(session, model, model.decode(context, *cache, {tokens, offsets}), targets, scores);
+    }
   }
+
+  static std::int64_t longest_input(const ChoiceItem& item) {
+    std::size_t longest = 0;
+    for (const auto& choice : item.choices) longest = std::max(longest, choice.size());
+    return std::ssize(item.contexts[0]) + static_cast<std::int64_t>(longest) - 1;
+  }
+  /// One context before different inputs, all of them short enough to be read whole.
+  static bool takes(const ChoiceItem& item, std::int64_t max_length) {
+    return item.contexts.size() == 1 && longest_input(item) > std::ssize(item.contexts[0]) &&
+           longest_input(item) <= max_length;
+  }
+};
+
+/// The scores of the choices of some items, one item behind the other; returns how many sequences were cut.
+template <class T>
+std::int64_t score_items(Session& session, const DecoderModel<T>& model, std::span<const ChoiceItem> items,
+                         const ChoiceOptions& options, Scores& scores) {
+  std::int64_t truncated = 0;
+  std::size_t count = 0;
+  WholeSequences whole;
+  SharedContexts shared;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    scores.resize(2 * (count + items[i].choices.size()));
+    if (SharedContexts::takes(items[i], options.max_length)) {
+      shared.items.push_back(&items[i]);
+      shared.first_score.push_back(count);
+    } else {
+      whole.append(items[i], count, options.max_length);
+    }
+    count += items[i].choices.size();
+    const bool last = i + 1 == items.size();
+    if (whole.size() >= options.micro_batch || (last && whole.size() > 0)) {
+      whole.score(session, model, scores);
+      truncated += whole.truncated;
+      whole = {};
+    }
+    if (shared.size() >= options.micro_batch || (last && shared.size() > 0)) {
+      shared.score(session, model, scores);
+      shared = {};
+    }
+  }
+  return truncated;
 }
 
 Range items_of_unit(const std::vector<ChoiceItem>& items, std::int64_t unit) {
-  return intersect({unit * kItemsPerUnit, (unit + 1) * kItemsPerUnit}, {0, std::ssize(items)});
+  const std::int64_t count = std::ssize(items);
+  return {std::min(count, unit * kItemsPerUnit), std::min(count, (unit + 1) * kItemsPerUnit)};
 }
 
 double length_of(const ChoiceItem& item, const ChoiceScore& score, std::size_t choice, ChoiceLength length) {
@@ -182,16 +285,12 @@ ScoredChoices score_choices(Session& session, const DecoderModel<T>& model, cons
   const std::int64_t units = (std::ssize(items) + kItemsPerUnit - 1) / kItemsPerUnit;
   ScoredChoices scored;
   for (std::int64_t round = 0; round < units; round += dp.size()) {
-    std::vector<double> own;
+    Scores own;
     const Range own_items = items_of_unit(items, round + dp.rank());
-    ChoiceBatch batch;
-    for (std::int64_t i = own_items.begin; i < own_items.end; ++i) {
-      batch.append(items[static_cast<std::size_t>(i)], options.max_length);
-      if (batch.sequences() < options.micro_batch && i + 1 < own_items.end) continue;
-      score_batch(session, model, batch, own);
-      scored.truncated += batch.truncated;
-      batch = {};
-    }
+    scored.truncated += score_items(
+        session, model,
+        std::span(items).subspan(static_cast<std::size_t>(own_items.begin), static_cast<std::size_t>(own_items.size())),
+        options, own);
     std::vector<std::int64_t> counts;
     for (int r = 0; r < dp.size(); ++r) {
       const Range of_rank = items_of_unit(items, round + r);

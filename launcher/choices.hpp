@@ -38,7 +38,7 @@ struct ChoiceScore {
 
 struct ChoiceOptions {
   std::int64_t max_length = 0;   ///< tokens that the model reads at most; longer contexts lose their beginning
-  std::int64_t micro_batch = 8;  ///< sequences
+  std::int64_t micro_batch = 8;  ///< sequences, or items that share a context
   Progress* progress = nullptr;  ///< counts items
 };
 
@@ -47,9 +47,12 @@ struct ScoredChoices {
   std::int64_t truncated = 0;                   ///< sequences that were cut
 };
 
-/// Scores every choice behind its context, the same on every rank. The choices of an item are computed together; those
-/// that make the model read the same tokens, as choices of one token each do, share one sequence. Units of 16 items go
-/// round robin to the dp ranks; per round one all-gather of 16 bytes per choice over dp.
+/// Scores every choice behind its context, the same on every rank. The choices of an item are computed together and its
+/// context is read once: choices of one token each share its last row; longer ones follow, in turn, its cached keys and
+/// values. Only contexts that differ by choice, or that are cut because they are too long, are read for every choice.
+/// Units of 16 items go round robin to the dp ranks; per round one all-gather of 16 bytes per choice over dp. Memory:
+/// activations of `micro_batch` sequences, the cache of as many items, and blocks of logits. No sequence parallelism
+/// here.
 template <class T>
 [[nodiscard]] ScoredChoices score_choices(Session& session, const DecoderModel<T>& model,
                                           const std::vector<ChoiceItem>& items, const ChoiceOptions& options);
