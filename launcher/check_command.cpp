@@ -42,13 +42,15 @@ void print_model(const CheckReport& report, const RunConfig& config) {
 }
 
 void print_data(const CheckReport& report, const RunConfig& config) {
-  TextTable table("llrrrrrr");
-  table.add({"", "prefix", "samples", "tokens", "targets", "truncated", "no target", "largest id"});
+  TextTable table("llrrrrrrrr");
+  table.add({"", "prefix", "samples", "tokens", "targets", "truncated", "no target", "largest id", "share", "epochs"});
   for (const DataReport& data : report.data) {
     const DataStatistics& statistics = data.statistics;
     table.add({data.role, data.prefix, format_count(statistics.samples), format_count(statistics.tokens),
                format_count(statistics.targets), share_text(statistics.truncated, statistics.samples),
-               share_text(statistics.without_targets, statistics.samples), fmt::format("{}", data.largest_id)});
+               share_text(statistics.without_targets, statistics.samples), fmt::format("{}", data.largest_id),
+               data.share > 0.0 ? fmt::format("{:.1f} %", 100.0 * data.share) : "",
+               data.share > 0.0 ? fmt::format("{:.2f}", data.epochs) : ""});
   }
   fmt::print("data  at {} tokens a sample\n{}\n", config.data.sequence_length, table.text());
 }
@@ -72,35 +74,38 @@ void print_store(const CheckReport& report, const RunConfig& config) {
   if (config.replay.store.empty()) return;
   fmt::print("store  {}\n", config.replay.store);
   const double logits =
-      2.0 * static_cast<double>(report.model.vocab_size) * static_cast<double>(report.store_positions);
+      2.0 * static_cast<double>(report.model.vocab_size) * static_cast<double>(report.store.positions);
   const double share = logits > 0.0 ? 100.0 * static_cast<double>(report.store_bytes) / logits : 0.0;
   if (report.store_exists) {
     fmt::print(
         "  belongs to this run: {} positions, {:.1f} ids each, {}, {:.3f} % of their bfloat16 logits\n\n",
-        format_count(report.store_positions),
-        static_cast<double>(report.store_ids) / static_cast<double>(std::max<std::int64_t>(1, report.store_positions)),
+        format_count(report.store.positions),
+        static_cast<double>(report.store.ids) / static_cast<double>(std::max<std::int64_t>(1, report.store.positions)),
         format_bytes(report.store_bytes), share);
     return;
   }
   fmt::print(
       "  to be collected: {} positions, about {} ({:.3f} % of their bfloat16 logits) at {} ids each, at most {}\n\n",
-      format_count(report.store_positions), format_bytes(report.store_bytes), share,
-      report.store_ids / std::max<std::int64_t>(1, report.store_positions), format_bytes(report.store_largest_bytes));
+      format_count(report.store.positions), format_bytes(report.store_bytes), share,
+      report.store.ids / std::max<std::int64_t>(1, report.store.positions), format_bytes(report.store_largest_bytes));
 }
 
 void print_memory(const CheckReport& report, const RunConfig& config) {
   const MemoryEstimate& memory = report.memory;
   TextTable table("rl");
   const auto add = [&](std::int64_t bytes, const char* what) {
-    if (bytes > 0) table.add({format_bytes(bytes), what});
+    if (bytes != 0) table.add({format_bytes(bytes), what});
   };
   add(memory.weights, "weights");
   add(memory.gradients, "gradients (float32)");
   add(memory.optimizer, config.model.dtype == "float32" ? "optimizer: moments" : "optimizer: master weights, moments");
   add(memory.activations, "activations of the largest micro-batch");
   add(memory.head, "loss head");
+  add(memory.workspace, "workspaces of libraries and collectives");
+  add(-memory.released, "of the gradients, given back before others are there (ZeRO 2)");
   add(memory.store, "replay store");
-  add(memory.program, "program, libraries, buffers");
+  add(memory.batches, "micro-batches that are prepared ahead");
+  add(memory.program, "program and libraries");
   table.add_rule();
   table.add({format_bytes(memory.total()), "a rank"});
   if (report.world_size > 1) {
@@ -153,6 +158,8 @@ nlohmann::ordered_json to_json(const CheckReport& report) {
                             {"samples", statistics.samples},
                             {"tokens", statistics.tokens},
                             {"targets", statistics.targets},
+                            {"share", data.share},
+                            {"epochs", data.epochs},
                             {"truncated", statistics.truncated},
                             {"without_targets", statistics.without_targets},
                             {"longest", statistics.longest},
@@ -167,15 +174,18 @@ nlohmann::ordered_json to_json(const CheckReport& report) {
                  {"tokens_per_micro_batch", report.step.tokens},
                  {"targets_per_micro_batch", report.step.targets}};
   json["store"] = {{"exists", report.store_exists},
-                   {"positions", report.store_positions},
-                   {"ids", report.store_ids},
+                   {"positions", report.store.positions},
+                   {"ids", report.store.ids},
                    {"bytes", report.store_bytes},
                    {"largest_bytes", report.store_largest_bytes}};
   const MemoryEstimate& memory = report.memory;
   json["memory"] = {{"weights", memory.weights},     {"gradients", memory.gradients},
                     {"optimizer", memory.optimizer}, {"activations", memory.activations},
-                    {"head", memory.head},           {"store", memory.store},
-                    {"program", memory.program},     {"total", memory.total()}};
+                    {"head", memory.head},           {"workspace", memory.workspace},
+                    {"released", memory.released},   {"store", memory.store},
+                    {"batches", memory.batches},     {"program", memory.program},
+                    {"device", memory.device()},     {"host", memory.host()},
+                    {"total", memory.total()}};
   json["collectives"] = Json::array();
   for (const WireEstimate& line : report.wire) {
     json["collectives"].push_back({{"group", line.group},

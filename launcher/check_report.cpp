@@ -9,12 +9,18 @@
 #include "core/error.hpp"
 #include "core/file_io.hpp"
 #include "core/strict_json.hpp"
+#include "launcher/gpu.hpp"
 #include "launcher/hugging_face.hpp"
+#include "launcher/launch_environment.hpp"
 #include "launcher/loss_targets.hpp"
 #include "launcher/machine_info.hpp"
+#include "launcher/peft_adapter.hpp"
 #include "launcher/progress.hpp"
+#include "launcher/run_layout.hpp"
+#include "launcher/step_shape.hpp"
 #include "launcher/store_provenance.hpp"
 #include "launcher/tokenizer_info.hpp"
+#include "launcher/training_data.hpp"
 
 namespace reprise {
 
@@ -26,40 +32,6 @@ constexpr std::int64_t kMostHashedBytes = std::int64_t{4} << 30;
 constexpr std::int64_t kTypicalSet = 100;
 
 // ---- model and layout ----------------------------------------------------------------------------------------------
-
-void check_layout(const CheckReport& report, const RunConfig& config) {
-  const DecoderConfig& model = report.model;
-  const std::int64_t tensor = config.parallel.tensor;
-  std::vector<std::string> problems;
-  const auto must_divide = [&](std::int64_t divisor, std::int64_t value, const std::string& divisor_name,
-                               const std::string& value_name) {
-    if (value % divisor == 0) return;
-    problems.push_back(fmt::format("{} = {} does not divide {} = {}", divisor_name, divisor, value_name, value));
-  };
-  must_divide(tensor, report.world_size, "parallel.tensor", "the number of ranks");
-  must_divide(tensor, model.num_heads, "parallel.tensor", "num_attention_heads");
-  must_divide(tensor, model.ffn_hidden_size, "parallel.tensor", "intermediate_size");
-  if (model.num_kv_heads % tensor != 0 && tensor % model.num_kv_heads != 0) {
-    problems.push_back(
-        fmt::format("parallel.tensor = {} neither divides num_key_value_heads = {} nor is a multiple of it", tensor,
-                    model.num_kv_heads));
-  }
-  if (report.world_size % tensor == 0) {
-    must_divide(report.world_size / tensor, config.train.global_batch,
-                fmt::format("data = {} ranks / tensor {}", report.world_size, tensor), "train.global_batch");
-  }
-  if (problems.empty()) return;
-  std::vector<std::int64_t> legal;
-  for (std::int64_t n = 1; n <= report.world_size; ++n) {
-    const bool fits = report.world_size % n == 0 && model.num_heads % n == 0 && model.ffn_hidden_size % n == 0 &&
-                      (model.num_kv_heads % n == 0 || n % model.num_kv_heads == 0) &&
-                      config.train.global_batch % (report.world_size / n) == 0;
-    if (fits) legal.push_back(n);
-  }
-  fail(ErrorKind::kUsage, "{} ranks do not fit this run\n{}\n{}", report.world_size, fmt::join(problems, "\n"),
-       legal.empty() ? "no value of parallel.tensor fits: change the number of ranks or train.global_batch"
-                     : fmt::format("parallel.tensor that fit: {}", fmt::join(legal, ", ")));
-}
 
 void read_model(CheckReport& report, const RunConfig& config) {
   report.model = read_decoder_config(config.model.path, config.model.vocab_size);
@@ -106,6 +78,8 @@ void read_data(CheckReport& report, const RunConfig& config, const std::string& 
   DataReport data{.prefix = prefix,
                   .role = role,
                   .statistics = count_data(dataset, config.data.sequence_length),
+                  .share = 0.0,
+                  .epochs = 0.0,
                   .largest_id = -1,
                   .has_mask = dataset.has_mask(),
                   .has_weight = dataset.has_weight()};
@@ -124,47 +98,35 @@ void read_data(CheckReport& report, const RunConfig& config, const std::string& 
   report.data.push_back(data);
 }
 
-/// Mean and largest micro-batch of some steps, by the loader that the run uses.
-StepShape measure_steps(const CheckReport& report, const RunConfig& config, const IndexedDataset& dataset) {
-  constexpr std::int64_t kMeasuredSteps = 8;
-  DataLoaderOptions options;
-  options.sequence_length = config.data.sequence_length;
-  options.global_batch = config.train.global_batch;
-  options.micro_batch = config.train.micro_batch;
-  options.pack = config.data.pack;
-  options.shuffle = config.data.shuffle;
-  options.seed = static_cast<std::uint64_t>(config.data.seed);
-  options.dp_size = static_cast<int>(report.data_size);
-  const DataLoader loader(dataset, options);
-  StepShape shape;
-  double micro_batches = 0.0, tokens = 0.0, targets = 0.0;
-  const std::int64_t steps = std::min(report.steps, kMeasuredSteps);
-  for (std::int64_t i = 0; i < steps; ++i) {
-    const auto plan = loader.plan((report.steps - 1) * i / std::max<std::int64_t>(1, steps - 1) * options.global_batch);
-    micro_batches += static_cast<double>(plan.size());
-    for (const auto& documents : plan.documents) {
-      std::int64_t batch_tokens = 0, batch_targets = 0;
-      for (const std::int64_t document : documents) {
-        batch_tokens += std::min(dataset.length(document) - 1, options.sequence_length);
-        batch_targets += dataset.count_targets(document, options.sequence_length + 1);
-      }
-      tokens += static_cast<double>(batch_tokens);
-      targets += static_cast<double>(batch_targets);
-      shape.max_tokens = std::max(shape.max_tokens, batch_tokens);
-      shape.max_targets = std::max(shape.max_targets, batch_targets);
-    }
+/// Every prefix of the run, in the order of their ordinals.
+void read_all_data(CheckReport& report, const RunConfig& config) {
+  std::uint64_t ordinal = 0;
+  for (const std::string& prefix : config.data.train) read_data(report, config, prefix, "train", ordinal++);
+  for (const std::string& prefix : config.data.general) read_data(report, config, prefix, "general", ordinal++);
+  for (const std::string& prefix : config.data.eval) read_data(report, config, prefix, "eval", ordinal++);
+}
+
+DataStatistics statistics_of(const CheckReport& report, const std::string& role) {
+  std::vector<DataStatistics> parts;
+  for (const DataReport& data : report.data) {
+    if (data.role == role) parts.push_back(data.statistics);
   }
-  shape.micro_batches = micro_batches / static_cast<double>(steps);
-  shape.tokens = micro_batches > 0.0 ? tokens / micro_batches : 0.0;
-  shape.targets = micro_batches > 0.0 ? targets / micro_batches : 0.0;
-  // A step that was not looked at may hold the longest sample in every row.
-  const DataStatistics& statistics = report.data.front().statistics;
-  const std::int64_t longest = std::min(statistics.longest - 1, options.sequence_length);
-  const std::int64_t worst = config.train.micro_batch * (config.data.pack ? options.sequence_length : longest);
-  const double share = static_cast<double>(statistics.targets) / static_cast<double>(statistics.tokens);
-  shape.max_tokens = std::max(shape.max_tokens, worst);
-  shape.max_targets = std::max(shape.max_targets, static_cast<std::int64_t>(share * static_cast<double>(worst)));
-  return shape;
+  return sum_of(parts);
+}
+
+/// How often the run sees each prefix.
+void count_epochs(CheckReport& report, const RunConfig& config, const DataLoader& domain) {
+  const double all = static_cast<double>(report.steps * config.train.global_batch);
+  const double ratio = config.general_ratio();
+  const DataStatistics general = statistics_of(report, "general");
+  for (std::size_t i = 0; i < report.data.size(); ++i) {
+    DataReport& data = report.data[i];
+    const auto samples = static_cast<double>(data.statistics.samples);
+    if (data.role == "train") data.share = (1.0 - ratio) * domain.order().share(i);
+    if (data.role == "general") data.share = ratio * samples / static_cast<double>(general.samples);
+    data.epochs = all * data.share / samples;
+  }
+  report.epochs = all * (1.0 - ratio) / static_cast<double>(domain.order().size());
 }
 
 // ---- store ---------------------------------------------------------------------------------------------------------
@@ -183,51 +145,53 @@ void compare_store(CheckReport& report, const RunConfig& config, const ReplaySto
   StoreProvenance expected = store_settings(config);
   const std::filesystem::path cache = hash_cache_path();
   if (report.weight_bytes <= kMostHashedBytes) {
-    expected["model"] = model_fingerprint(config.model.path, nullptr, cache);
+    expected["model"] =
+        adapted_fingerprint(model_fingerprint(config.model.path, nullptr, cache), config.lora.adapter, nullptr, cache);
   } else {
     report.notes.push_back(
         fmt::format("the model's weights ({}) were not hashed to compare them with the store; train "
                     "does it",
                     format_bytes(report.weight_bytes)));
   }
-  if (bytes_of(config.data.train) <= kMostHashedBytes) {
-    expected["data"] = dataset_fingerprint(config.data.train, nullptr, cache);
+  std::int64_t data_bytes = 0;
+  for (const std::string& prefix : config.data.train) data_bytes += bytes_of(prefix);
+  if (data_bytes <= kMostHashedBytes) {
+    add_data_fingerprints(config.data.train, "data", nullptr, expected);
   } else {
     report.notes.push_back("the training data was not hashed to compare it with the store; train does it");
   }
   require_usable_store(store.manifest().provenance, expected, config.replay.store);
 }
 
-void read_store(CheckReport& report, const RunConfig& config, const IndexedDataset& dataset) {
+void read_store(CheckReport& report, const RunConfig& config, const Dataset& dataset) {
   const ReplayStoreReader store(config.replay.store);
   compare_store(report, config, store);
   const std::int64_t missing = count_missing_samples(dataset, config.data.sequence_length, store);
   require(missing == 0 || config.replay.missing == "skip", ErrorKind::kStoreMismatch,
           "{} of the {} samples of {} are not in the store {}; collect again, or set replay.missing = \"skip\"",
-          missing, dataset.size(), config.data.train, config.replay.store);
+          missing, dataset.size(), dataset.name(), config.replay.store);
   report.store_exists = true;
-  report.store_positions = store.manifest().tokens();
-  report.store_ids = store.manifest().ids();
+  report.store = measure_store_shape(store, config);
   report.store_bytes = report.store_largest_bytes = store.manifest().bytes();
 }
 
-void estimate_store(CheckReport& report, const RunConfig& config, const IndexedDataset& dataset) {
+void estimate_store(CheckReport& report, const RunConfig& config, const Dataset& dataset) {
   for (std::int64_t d = 0; d < dataset.size(); ++d) {
     const std::int64_t targets = dataset.count_targets(d, config.data.sequence_length + 1);
-    report.store_positions += config.replay.budget > 0 ? std::min(targets, config.replay.budget) : targets;
+    report.store.positions += config.replay.budget > 0 ? std::min(targets, config.replay.budget) : targets;
   }
   const std::int64_t typical = config.replay.tau >= 1.0
                                    ? config.replay.k_max
                                    : std::clamp(kTypicalSet, config.replay.k_min, config.replay.k_max);
   const auto bytes = [&](std::int64_t ids) {
-    return store_disk_bytes(report.store_positions, ids * report.store_positions, config.replay.log_probs);
+    return store_disk_bytes({report.store.positions, ids * report.store.positions}, config.replay.log_probs);
   };
-  report.store_ids = typical * report.store_positions;
+  report.store.ids = typical * report.store.positions;
   report.store_bytes = bytes(typical);
   report.store_largest_bytes = bytes(config.replay.k_max);
 }
 
-void look_at_store(CheckReport& report, const RunConfig& config, const IndexedDataset& dataset) {
+void look_at_store(CheckReport& report, const RunConfig& config, const Dataset& dataset) {
   if (config.replay.store.empty()) return;
   const std::filesystem::path folder = config.replay.store;
   if (std::filesystem::exists(folder / "manifest.json")) {
@@ -248,7 +212,7 @@ void look_at_store(CheckReport& report, const RunConfig& config, const IndexedDa
 
 // ---- disk and what is worth saying ---------------------------------------------------------------------------------
 
-void look_at_disk(CheckReport& report, const RunConfig& config, const RunEstimate& estimate) {
+void look_at_disk(CheckReport& report, const RunConfig& config, const RunShape& run) {
   const auto add = [&](const std::string& key, const std::string& path, std::int64_t needed) {
     const FileSystemInfo info = read_file_system(path);
     report.disk.push_back({key, path, info.type, needed, info.free_bytes});
@@ -265,13 +229,13 @@ void look_at_disk(CheckReport& report, const RunConfig& config, const RunEstimat
     add("replay.store", config.replay.store, report.store_bytes);
   }
   // The newest, the best, and the one that is being written.
-  add("run.folder", config.run.folder, (config.train.keep + 2) * estimate.checkpoint_bytes());
+  add("run.folder", config.run.folder, (config.train.keep + 2) * run.checkpoint_bytes());
 }
 
 void add_notes(CheckReport& report, const RunConfig& config) {
   const std::vector<std::string> idle = notes(config);
   report.notes.insert(report.notes.end(), idle.begin(), idle.end());
-  const DataStatistics& train = report.data.front().statistics;
+  const DataStatistics train = statistics_of(report, "train");
   if (train.without_targets > 0) {
     report.notes.push_back(
         fmt::format("{} of {} training samples have no target: they take their place in a batch and "
@@ -300,6 +264,14 @@ void add_notes(CheckReport& report, const RunConfig& config) {
   }
 }
 
+/// What a rank of the run would compute on if all of them were started here.
+RankDevice foreseen_device(const RunConfig& config, std::int64_t world_size) {
+  const std::string& device = config.parallel.device;
+  const bool gpu = device == "cuda" || (device == "auto" && !visible_gpus().empty());
+  const std::int64_t threads = std::max<std::int64_t>(1, std::ssize(affinity_cores()) / world_size);
+  return {.gpu = gpu, .threads = static_cast<int>(threads)};
+}
+
 }  // namespace
 
 CheckReport make_check_report(const RunConfig& config, std::int64_t world_size) {
@@ -307,27 +279,22 @@ CheckReport make_check_report(const RunConfig& config, std::int64_t world_size) 
   report.world_size = world_size;
   report.tensor_size = config.parallel.tensor;
   read_model(report, config);
-  check_layout(report, config);
+  check_layout(report.model, config, world_size);
   report.data_size = world_size / report.tensor_size;
-  const RunEstimate estimate(report.model, config, world_size);
-  check_weights(WeightFiles(config.model.path), config.model.path, report.model.tie_word_embeddings, estimate.specs());
+  const RunShape run(report.model, config, world_size);
+  check_weights(WeightFiles(config.model.path), config.model.path, report.model.tie_word_embeddings, run.base);
 
-  read_data(report, config, config.data.train, "train", 0);
-  std::uint64_t ordinal = 1;
-  for (const std::string& prefix : config.data.eval) read_data(report, config, prefix, "eval", ordinal++);
-  const std::int64_t samples = report.data.front().statistics.samples;
-  report.steps = total_steps(config, samples);
-  report.epochs = static_cast<double>(report.steps * config.train.global_batch) /
-                  static_cast<double>(std::max<std::int64_t>(1, samples));
-
-  const IndexedDataset dataset(config.data.train, report.model.vocab_size);
-  report.step = measure_steps(report, config, dataset);
+  read_all_data(report, config);
+  const JoinedDataset dataset(config.data.train, report.model.vocab_size);
+  report.steps = total_steps(config, dataset.size());
+  const DataLoader domain = make_domain_loader(dataset, config, 0, static_cast<int>(report.data_size));
+  count_epochs(report, config, domain);
+  report.step = measure_step_shape(config, report.model.vocab_size, report.data_size, report.steps);
   look_at_store(report, config, dataset);
-  report.parameters = estimate.parameters();
-  report.memory = estimate.memory(report.step, config.replay.store.empty() ? 0 : report.store_positions,
-                                  config.replay.store.empty() ? 0 : report.store_ids);
-  report.wire = estimate.wire(report.step);
-  look_at_disk(report, config, estimate);
+  report.parameters = run.parameters;
+  report.memory = estimate_memory(run, report.step, report.store, foreseen_device(config, world_size));
+  report.wire = estimate_wire(run, report.step);
+  look_at_disk(report, config, run);
   add_notes(report, config);
   return report;
 }

@@ -7,16 +7,19 @@
 #include <vector>
 
 #include "launcher/data_loader.hpp"
+#include "launcher/memory_estimate.hpp"
 #include "launcher/run_config.hpp"
-#include "launcher/run_estimate.hpp"
+#include "launcher/wire_estimate.hpp"
 #include "layers/decoder_config.hpp"
 
 namespace reprise {
 
 /// One data set as a run would read it.
 struct DataReport {
-  std::string prefix, role;  ///< "train" or "eval"
+  std::string prefix, role;  ///< "train", "general" or "eval"
   DataStatistics statistics;
+  double share = 0.0;   ///< of all training samples
+  double epochs = 0.0;  ///< how often the run sees each of its samples
   std::int64_t largest_id = -1;
   bool has_mask = false, has_weight = false;
 };
@@ -44,8 +47,9 @@ struct CheckReport {
   StepShape step;  ///< mean over some steps of the run
 
   bool store_exists = false;
-  std::int64_t store_positions = 0, store_ids = 0, store_bytes = 0;  ///< of the store, else estimates
-  std::int64_t store_largest_bytes = 0;                              ///< when every set holds k_max ids
+  StoreShape store;                      ///< of the store, else an estimate
+  std::int64_t store_bytes = 0;          ///< likewise
+  std::int64_t store_largest_bytes = 0;  ///< when every set holds k_max ids
 
   MemoryEstimate memory;
   std::vector<WireEstimate> wire;

@@ -37,10 +37,10 @@ void print_report(const RunConfig& config, const StoreManifest& manifest, std::i
              collection_report(statistics, config.top_k_options(), vocab_size, manifest.bytes()));
 }
 
-void describe(const IndexedDataset& dataset, const RunConfig& config, Session& session) {
-  const DataStatistics statistics = count_data(dataset, config.data.sequence_length);
+void describe(const JoinedDataset& dataset, const RunConfig& config, Session& session) {
+  const DataStatistics statistics = sum_of(count_parts(dataset, config.data.sequence_length));
   if (!session.is_first()) return;
-  fmt::print(stderr, "{}: {} samples, {} targets; tensor {} x data {}{}\n", config.data.train,
+  fmt::print(stderr, "{}: {} samples, {} targets; tensor {} x data {}{}\n", dataset.name(),
              format_count(statistics.samples), format_count(statistics.targets), session.groups().tp_size(),
              session.groups().dp_size(), session.on_device());
   if (statistics.truncated > 0) {
@@ -58,9 +58,10 @@ void run_collect(Session& session, const RunConfig& config, const StoreProvenanc
   require(config.data.sequence_length <= decoder.max_position_embeddings, ErrorKind::kUsage,
           "data.sequence_length = {}: the model knows {} positions (max_position_embeddings of {})",
           config.data.sequence_length, decoder.max_position_embeddings, config.model.path);
-  const IndexedDataset dataset(config.data.train, decoder.vocab_size);
+  const JoinedDataset dataset(config.data.train, decoder.vocab_size);
   describe(dataset, config, session);
-  const auto model = load_model<T>(session, config.model.path, true, config.model.vocab_size);
+  const auto model =
+      load_model<T>(session, config.model.path, true, config.model.vocab_size, adapter_in(config.lora.adapter));
   const Collected collected = collect(session, config, *model, dataset, provenance);
   if (collected.stopped) {
     fail(ErrorKind::kPreempted, "stopped as asked; the same command goes on from the last commit in {}",

@@ -88,7 +88,7 @@ void require_same_layout(const std::filesystem::path& store, const ProcessGroups
 template <class T>
 class Collector {
  public:
-  Collector(Session& session, const RunConfig& config, const LoadedModel<T>& model, const IndexedDataset& dataset,
+  Collector(Session& session, const RunConfig& config, const LoadedModel<T>& model, const Dataset& dataset,
             const StoreProvenance& provenance)
       : session_(session),
         config_(config),
@@ -149,7 +149,7 @@ class Collector {
   MatrixView<T> forward(const Context& context, const MicroBatch& batch,
                         typename DecoderModel<T>::ActivationsPtr& activations) {
     const TraceRange range("forward");
-    return model_.model->forward(context, batch.token_batch(), Recompute::kNone, activations);
+    return model_.model->forward(context, batch.token_batch(), Recompute::kNoBackward, activations);
   }
 
   void commit(std::int64_t unit) {
@@ -161,7 +161,7 @@ class Collector {
   Session& session_;
   const RunConfig& config_;
   const LoadedModel<T>& model_;
-  const IndexedDataset& dataset_;
+  const Dataset& dataset_;
   TopKOptions options_;
   FaultInjection fault_;
   ReplayStoreWriter writer_;
@@ -171,7 +171,7 @@ class Collector {
 }  // namespace
 
 template <class T>
-Collected collect(Session& session, const RunConfig& config, const LoadedModel<T>& model, const IndexedDataset& dataset,
+Collected collect(Session& session, const RunConfig& config, const LoadedModel<T>& model, const Dataset& dataset,
                   const StoreProvenance& provenance) {
   require_same_layout(config.replay.store, session.groups());
   Collector<T> collector(session, config, model, dataset, provenance);
@@ -188,9 +188,9 @@ void remove_partial_statistics(const std::filesystem::path& store, int writers) 
   for (int writer = 0; writer < writers; ++writer) std::filesystem::remove(statistics_path(store, writer), ignored);
 }
 
-template Collected collect(Session&, const RunConfig&, const LoadedModel<float>&, const IndexedDataset&,
+template Collected collect(Session&, const RunConfig&, const LoadedModel<float>&, const Dataset&,
                            const StoreProvenance&);
-template Collected collect(Session&, const RunConfig&, const LoadedModel<BFloat16>&, const IndexedDataset&,
+template Collected collect(Session&, const RunConfig&, const LoadedModel<BFloat16>&, const Dataset&,
                            const StoreProvenance&);
 
 }  // namespace reprise

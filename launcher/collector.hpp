@@ -2,7 +2,7 @@
 
 #include <filesystem>
 
-#include "launcher/indexed_dataset.hpp"
+#include "launcher/dataset.hpp"
 #include "launcher/model_session.hpp"
 #include "launcher/run_config.hpp"
 #include "loss/replay_store.hpp"
@@ -22,7 +22,7 @@ struct Collected {
 /// Does not finish the store. Collective over the world.
 template <class T>
 [[nodiscard]] Collected collect(Session& session, const RunConfig& config, const LoadedModel<T>& model,
-                                const IndexedDataset& dataset, const StoreProvenance& provenance);
+                                const Dataset& dataset, const StoreProvenance& provenance);
 
 /// Removes the statistics of the ranks, once they stand in the manifest.
 void remove_partial_statistics(const std::filesystem::path& store, int writers);

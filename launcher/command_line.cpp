@@ -1,6 +1,7 @@
 #include "launcher/command_line.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 #include <functional>
@@ -12,6 +13,7 @@
 #include "launcher/command_help.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/launch_environment.hpp"
+#include "launcher/plan.hpp"
 #include "launcher/session.hpp"
 
 namespace reprise {
@@ -49,6 +51,7 @@ class CommandLine {
     add_doctor();
     add_init();
     add_check();
+    add_plan();
     add_collect();
     add_train();
     add_eval();
@@ -148,6 +151,48 @@ class CommandLine {
     });
   }
 
+  void add_plan() {
+    CLI::App& added = command("plan", "Memory, time and cost on any hardware, from config.json alone", "Before a run",
+                              "No weights and no data are needed. Examples:\n  reprise plan configs/llama3_8b.toml "
+                              "model.path=configs/models/llama3-8b --world 64\n  reprise plan run.toml --world 64 "
+                              "--hardware h200 --sweep\n  reprise plan --against configs/scaling/published.json");
+    added.add_option("RUN.toml", plan_.file, "Run file (`reprise init` writes one)")->type_name("");
+    added.add_option("KEY=VALUE", plan_.overrides, "Keys of the run file to override")->type_name("");
+    std::vector<std::string> names;
+    for (const Hardware& hardware : hardware_table()) names.push_back(hardware.name);
+    added.add_option("--world", world_size_, "Ranks (default: parallel.tensor)")
+        ->check(in_range(1, 1 << 20))
+        ->type_name("N");
+    added.add_option("--hardware", plan_options_.hardware, fmt::format("{}", fmt::join(names, ", ")))
+        ->check(one_of(names))
+        ->capture_default_str()
+        ->type_name("NAME");
+    added
+        .add_option("--tokens-per-step", plan_options_.tokens_per_step,
+                    "Over all ranks (default: the data's, or full rows)")
+        ->check(at_least_one())
+        ->type_name("N");
+    added.add_option("--targets-share", plan_options_.targets_share, "Of the tokens (default: the data's, or 1)")
+        ->check(CLI::Range(0.0, 1.0).description(""))
+        ->type_name("SHARE");
+    added
+        .add_option("--data-tokens", plan_options_.data_tokens,
+                    "Of the training data, where it is not there to be read")
+        ->check(at_least_one())
+        ->type_name("N");
+    added.add_flag("--sweep", sweep_, "Propose layouts that fit, fastest first");
+    added.add_option("--against", path_, "Predict the measured steps of this file and print the errors")
+        ->type_name("FILE");
+    added.add_flag("--json", json_, "Print JSON");
+    set_single(added, [this] {
+      if (!path_.empty()) return plan_against_command(path_), 0;
+      require(!plan_.file.empty(), ErrorKind::kUsage, "RUN.toml is required\nsee: reprise plan --help");
+      const RunConfig config = plan_.read();
+      plan_options_.world_size = world_size_ > 0 ? world_size_ : config.parallel.tensor;
+      return plan_command(config, plan_options_, sweep_, json_), 0;
+    });
+  }
+
   void add_collect() {
     CLI::App& added = command("collect", "Stage 0: record the replay store with the base model", "A run",
                               "A killed collection goes on where it stopped; a finished store is left alone.\nExample: "
@@ -185,10 +230,19 @@ class CommandLine {
   }
 
   void add_eval() {
-    CLI::App& added = command("eval", "Mean negative log-likelihood of a model on data", "Models",
-                              "Example: mpirun -n 2 --bind-to none reprise eval --model MODEL --data data/test --json");
-    add_model_options(added, eval_.model, eval_.dtype, eval_.vocab_size);
-    added.add_option("--data", eval_.data, "Prefix of .bin .idx (.mask.bin)")->required()->type_name("PREFIX");
+    CLI::App& added = command(
+        "eval", "Loss, accuracy and log-probabilities of a model on data or choices", "Models",
+        "Choices are JSON lines of token ids; `python -m reprise choices` makes them from texts.\nExamples:\n  mpirun "
+        "-n 2 --bind-to none reprise eval --model MODEL --data data/test --json\n  reprise eval --model MODEL --data "
+        "data/domain --store store\n  reprise eval --model MODEL --choices mmlu.jsonl");
+    add_model_options(added, eval_);
+    auto* data = added.add_option("--data", eval_.data, "Prefix of .bin .idx (.mask.bin); several are told apart");
+    data->type_name("PREFIX...");
+    auto* choices = added.add_option("--choices", eval_.choices, "Multiple choice: context, choices, answer a line");
+    choices->excludes(data)->type_name("FILE.jsonl");
+    added.add_option("--store", eval_.store, "Measure the probability outside the sets of this replay store, too")
+        ->excludes(choices)
+        ->type_name("STORE");
     added.add_option("--sequence-length", eval_.sequence_length, "Longer samples are cut (default: the model's limit)")
         ->check(at_least_one())
         ->type_name("N");
@@ -197,31 +251,65 @@ class CommandLine {
         ->capture_default_str()
         ->type_name("N");
     added.add_option("--per-token", eval_.per_token, "Write the log-probability of every target token, in data order")
+        ->excludes(choices)
         ->type_name("FILE.npy");
-    added.add_flag("--json", eval_.json, "Print JSON");
+    added.add_option("--per-sample", eval_.per_sample, "Write a line for every sample or choice item")
+        ->type_name("FILE.jsonl");
+    added.add_flag("--json", eval_.json, "Print JSON, a line for each prefix");
     grid_.add_to(added);
     added.callback([this] {
+      require(!eval_.data.empty() || !eval_.choices.empty(), ErrorKind::kUsage,
+              "nothing to evaluate on: give --data PREFIX or --choices FILE\nsee: reprise eval --help");
       action_ = [this] { return in_grid(grid_.device, [&](Session& session) { eval_command(session, eval_); }); };
     });
   }
 
   void add_generate() {
-    CLI::App& added = command("generate", "Continue prompts with a model", "Models",
-                              "Tokens in, tokens out; `python -m reprise` knows texts.\nExample: reprise generate "
-                              "--model MODEL --data data/test --out answers.jsonl");
-    add_model_options(added, generate_.model, generate_.dtype, generate_.vocab_size);
+    CLI::App& added = command(
+        "generate", "Continue prompts with a model", "Models",
+        "Token ids in, token ids out. Texts: `python -m reprise prepare` makes ids of them, and\ntokenizers."
+        "Tokenizer.from_file(\"MODEL/tokenizer.json\").decode(line[\"tokens\"]) makes texts of\nthe lines. The "
+        "order of the rules is temperature, top-k, top-p; the same seed gives the same\ntexts whatever the batch and "
+        "the ranks.\nExamples:\n  reprise generate --model MODEL --data data/test --out answers.jsonl\n  reprise "
+        "generate --model MODEL --prompts prompts.jsonl --temperature 0.7 --top-p 0.9\n    --num-samples 4");
+    add_model_options(added, generate_);
     auto* data = added.add_option("--data", generate_.data,
                                   "Prefix of .bin .idx .mask.bin: what precedes the first trained token is a prompt");
     data->type_name("PREFIX");
+    auto* prompts = added.add_option("--prompts", generate_.prompts, "JSON lines {\"tokens\": [ids]}, one a prompt");
+    prompts->excludes(data)->type_name("FILE.jsonl");
     added.add_option("--prompt", generate_.prompt, "One prompt as token ids, e.g. 1,15,27")
         ->delimiter(',')
         ->excludes(data)
+        ->excludes(prompts)
         ->type_name("IDS");
     added.add_option("--max-tokens", generate_.max_tokens, "New tokens a prompt at most")
         ->check(at_least_one())
         ->capture_default_str()
         ->type_name("N");
-    added.add_option("--batch", generate_.batch, "Prompts at a time")
+    added.add_option("--batch", generate_.batch, "Prompts at a time; the next takes the place of one that ends")
+        ->check(at_least_one())
+        ->capture_default_str()
+        ->type_name("N");
+    add_sampling(added);
+    added.add_option("--stop-ids", generate_.stop_ids, "Token ids that end a text, beside the model's end tokens")
+        ->delimiter(',')
+        ->type_name("IDS");
+    added.add_flag("--ignore-eos", generate_.ignore_eos, "Do not end at the model's end tokens");
+    added.add_flag("--log-probs", generate_.log_probs, "Add each token's log-probability under the model");
+    added.add_option("--out", generate_.output, "JSONL file (default: standard output)")->type_name("FILE");
+    grid_.add_to(added);
+    added.callback([this] {
+      require(!generate_.data.empty() || !generate_.prompts.empty() || !generate_.prompt.empty(), ErrorKind::kUsage,
+              "nothing to continue: give --data PREFIX, --prompts FILE or --prompt IDS\nsee: reprise generate --help");
+      action_ = [this] {
+        return in_grid(grid_.device, [&](Session& session) { generate_command(session, generate_); });
+      };
+    });
+  }
+
+  void add_sampling(CLI::App& added) {
+    added.add_option("--num-samples", generate_.num_samples, "Texts for each prompt, drawn apart")
         ->check(at_least_one())
         ->capture_default_str()
         ->type_name("N");
@@ -229,28 +317,26 @@ class CommandLine {
         ->check(not_negative())
         ->capture_default_str()
         ->type_name("T");
+    added.add_option("--top-k", generate_.top_k, "Draw from the K most probable tokens; 0 = all")
+        ->check(not_negative())
+        ->capture_default_str()
+        ->type_name("K");
+    added.add_option("--top-p", generate_.top_p, "Draw from the fewest most probable tokens of together P or more")
+        ->capture_default_str()
+        ->type_name("P");
     added.add_option("--seed", generate_.seed, "Of the draws at a temperature above 0")
         ->check(not_negative())
         ->capture_default_str()
         ->type_name("N");
-    added.add_option("--out", generate_.output, "JSONL file (default: standard output)")->type_name("FILE");
-    grid_.add_to(added);
-    added.callback([this] {
-      require(!generate_.data.empty() || !generate_.prompt.empty(), ErrorKind::kUsage,
-              "nothing to continue: give --data PREFIX or --prompt IDS\nsee: reprise generate --help");
-      action_ = [this] {
-        return in_grid(grid_.device, [&](Session& session) { generate_command(session, generate_); });
-      };
-    });
   }
 
   void add_export() {
-    CLI::App& added = command("export", "Write a checkpoint as a Hugging Face folder", "Models",
+    CLI::App& added = command("export", "Write a checkpoint as a Hugging Face or adapter folder", "Models",
                               "Example: reprise export --run runs/default --out MODEL-domain --dtype bfloat16");
     added.add_option("--run", export_.run, "Run folder")->required()->type_name("FOLDER");
     added.add_option("--out", export_.output, "Folder to be made")->required()->type_name("FOLDER");
-    added.add_option("--dtype", export_.dtype, "Of the tensors")
-        ->check(one_of({"float32", "bfloat16", "float16"}))
+    added.add_option("--dtype", export_.dtype, "Of the tensors; source = as each came in")
+        ->check(one_of({"source", "float32", "bfloat16", "float16"}))
         ->capture_default_str()
         ->type_name("DTYPE");
     auto* step =
@@ -259,6 +345,7 @@ class CommandLine {
     added.add_option("--max-shard-size", export_.max_shard_size, "A new weight file before this size, e.g. 500MB, 5GB")
         ->capture_default_str()
         ->type_name("SIZE");
+    added.add_flag("--merge", export_.merge, "Of a run with [lora]: the whole model with its adapters merged in");
     added.add_flag("--best", export_.best, "The checkpoint with the lowest evaluation loss")->excludes(step);
     grid_.add_to(added);
     added.callback([this] {
@@ -305,14 +392,16 @@ class CommandLine {
   void add_path(CLI::App& command, const std::string& name, const std::string& what) {
     command.add_option(name, path_, what)->required()->type_name("");
   }
-  static void add_model_options(CLI::App& command, std::filesystem::path& model, std::string& dtype,
-                                std::int64_t& vocab_size) {
-    command.add_option("--model", model, "Hugging Face folder")->required()->type_name("FOLDER");
-    command.add_option("--dtype", dtype, "Storage while computing")
+  template <class Options>
+  static void add_model_options(CLI::App& command, Options& options) {
+    command.add_option("--model", options.model, "Hugging Face folder")->required()->type_name("FOLDER");
+    command.add_option("--adapter", options.adapter, "PEFT folder of adapters beside the model")->type_name("FOLDER");
+    command.add_option("--dtype", options.dtype, "Storage while computing")
         ->check(one_of({"float32", "bfloat16"}))
         ->capture_default_str()
         ->type_name("DTYPE");
-    command.add_option("--vocab-size", vocab_size, "Ids that may occur (default: those of tokenizer.json, else all)")
+    command
+        .add_option("--vocab-size", options.vocab_size, "Ids that may occur (default: those of tokenizer.json, else all)")
         ->check(at_least_one())
         ->type_name("N");
   }
@@ -355,7 +444,7 @@ class CommandLine {
   std::function<int()> action_;
 
   std::string doctor_file_;
-  RunFileFlags init_, check_, collect_, train_;
+  RunFileFlags init_, check_, plan_, collect_, train_;
   RankFlags ranks_;
   GridFlags grid_;
   EvalOptions eval_;
@@ -364,7 +453,8 @@ class CommandLine {
   std::string path_;
   std::uint64_t sample_ = 0;
   std::int64_t limit_ = 20, world_size_ = 0, stop_after_ = -1;
-  bool json_ = false, fresh_ = false;
+  PlanOptions plan_options_;
+  bool json_ = false, sweep_ = false, fresh_ = false;
 };
 
 }  // namespace

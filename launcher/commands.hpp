@@ -27,30 +27,38 @@ void train_command(Session& session, const RunConfig& config, const TrainFlags& 
 
 struct EvalOptions {
   std::filesystem::path model;
+  std::filesystem::path adapter;  ///< PEFT folder, or empty
   std::int64_t vocab_size = 0;  ///< see read_decoder_config
   std::string dtype = "float32";
-  std::string data;                  ///< prefix
+  std::vector<std::string> data;     ///< prefixes
+  std::filesystem::path choices;     ///< or a file of multiple-choice items
   std::int64_t sequence_length = 0;  ///< 0 = the model's max_position_embeddings
   std::int64_t micro_batch = 8;
-  std::filesystem::path per_token;  ///< .npy, float32 log-probabilities of every target token in data order; or empty
+  std::filesystem::path store;       ///< whose sets the mass outside is measured of; its prefixes in their order
+  std::filesystem::path per_token;   ///< .npy, float32 log-probabilities of every target token in data order; or empty
+  std::filesystem::path per_sample;  ///< JSON lines, one per sample or item; or empty
   bool json = false;
-};
-struct EvalResult {
-  double loss = 0.0;  ///< mean negative log-likelihood per target token, nats
-  std::int64_t tokens = 0, samples = 0;
 };
 void eval_command(Session& session, const EvalOptions& options);
 
 struct GenerateOptions {
   std::filesystem::path model;
+  std::filesystem::path adapter;  ///< PEFT folder, or empty
   std::int64_t vocab_size = 0;  ///< see read_decoder_config
   std::string dtype = "float32";
   std::string data;                  ///< prefix: every document's tokens before its first trained token are a prompt
+  std::filesystem::path prompts;     ///< or JSON lines {"tokens": [ids]}
   std::vector<std::int64_t> prompt;  ///< or one prompt, as ids
   std::int64_t max_tokens = 128;
   std::int64_t batch = 32;
-  double temperature = 0.0;  ///< 0 = greedy
+  std::int64_t num_samples = 1;  ///< continuations of each prompt
+  double temperature = 0.0;      ///< 0 = greedy; see SamplingRule
+  std::int64_t top_k = 0;
+  double top_p = 1.0;
   std::int64_t seed = 1;
+  std::vector<std::int64_t> stop_ids;  ///< beside the end tokens of the model folder
+  bool ignore_eos = false;             ///< of the model folder
+  bool log_probs = false;
   std::filesystem::path output;  ///< JSONL {"sample": id, "tokens": [...]}, without the end token; empty = stdout
 };
 void generate_command(Session& session, const GenerateOptions& options);
@@ -58,9 +66,10 @@ void generate_command(Session& session, const GenerateOptions& options);
 struct ExportCommandOptions {
   std::filesystem::path run;     ///< run folder
   std::filesystem::path output;  ///< Hugging Face folder to be made
-  std::string dtype = "float32";
+  std::string dtype = "source";  ///< every tensor as in the source folder (adapters: float32), or one dtype for all
   std::int64_t step = -1;  ///< of the checkpoint; -1 = newest verified
   bool best = false;
+  bool merge = false;                  ///< of a run with [lora]: the merged model, else its adapters alone
   std::string max_shard_size = "5GB";  ///< bytes, or a number with K, M, G (powers of 1000) or Ki, Mi, Gi
 };
 void export_command(Session& session, const ExportCommandOptions& options);
@@ -74,6 +83,13 @@ void init_command(const std::filesystem::path& run_file, const std::vector<std::
 /// steps and effective batch, memory per rank by category, store size, bytes of the collectives of a step, notes, free
 /// disk.
 void check_command(const RunConfig& config, std::int64_t world_size, bool json);
+struct PlanOptions;
+/// What a run of any number of ranks would need and cost on some hardware, from config.json and the run file alone:
+/// memory, collectives, time of a step and of the whole run, full cross-entropy beside the restricted head. `sweep`:
+/// the layouts that fit, fastest first.
+void plan_command(const RunConfig& config, const PlanOptions& options, bool sweep, bool json);
+/// Predicts every step of a file of measured ones and prints the error of each.
+void plan_against_command(const std::filesystem::path& measured);
 
 void store_info_command(const std::filesystem::path& folder, bool json);
 void store_verify_command(const std::filesystem::path& folder);

@@ -3,8 +3,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "launcher/indexed_dataset.hpp"
+#include "launcher/joined_dataset.hpp"
 #include "launcher/micro_batch.hpp"
+#include "launcher/sample_order.hpp"
 #include "parallel/shard.hpp"
 
 namespace reprise {
@@ -29,18 +30,25 @@ struct DataStatistics {
   std::int64_t longest = 0;          ///< tokens of the longest sample, before truncation
 };
 
-/// The order of training samples and their cut into micro-batches.
+/// Counts a data set. Reads every mask once. Throws Error(kData) for data without any target.
+[[nodiscard]] DataStatistics count_data(const Dataset& dataset, std::int64_t sequence_length);
+/// The same of each prefix, and of all of them together.
+[[nodiscard]] std::vector<DataStatistics> count_parts(const JoinedDataset& dataset, std::int64_t sequence_length);
+[[nodiscard]] DataStatistics sum_of(const std::vector<DataStatistics>& parts);
+
+/// The cut of training samples into micro-batches.
 ///
-/// Sample n of the run (n = 0, 1, ...; the cursor counts these) is document permutation(seed, epoch, n mod N) of epoch
-/// n / N, so epochs join without a gap and a step may hold parts of two. Step samples [first, first + global_batch) are
-/// split over dp ranks contiguously; a rank's share is packed first-fit in order into rows of at most sequence_length
-/// tokens, micro_batch rows make a micro-batch. Every rank of the job has the same number of micro-batches: the largest
-/// over dp, the rest empty; all orders and lengths are known everywhere, so nothing is exchanged.
+/// SampleOrder says which document is sample n of the run (n = 0, 1, ...; the cursor counts these). The samples of a
+/// step, [first, first + count), are split over dp ranks contiguously; a rank's share is packed first-fit in order into
+/// rows of at most sequence_length tokens, micro_batch rows make a micro-batch. Every rank of the job has the same
+/// number of micro-batches: the largest over dp, the rest empty; all orders and lengths are known everywhere, so
+/// nothing is exchanged.
 class DataLoader {
  public:
-  /// Reads every mask once. Throws Error(kUsage) for options out of range, Error(kData) for data without any target.
-  /// `dataset` is not owned.
-  DataLoader(const IndexedDataset& dataset, const DataLoaderOptions& options);
+  /// Throws Error(kUsage) for options out of range. `dataset`, whose documents `order` numbers, is not owned.
+  DataLoader(const Dataset& dataset, const DataLoaderOptions& options, SampleOrder order);
+  /// One prefix, in the order of options.shuffle and options.seed.
+  DataLoader(const Dataset& dataset, const DataLoaderOptions& options);
 
   /// The documents of one dp rank's micro-batches in one step.
   struct Plan {
@@ -48,35 +56,29 @@ class DataLoader {
     [[nodiscard]] std::int64_t size() const { return static_cast<std::int64_t>(documents.size()); }
   };
 
-  [[nodiscard]] const DataStatistics& statistics() const { return statistics_; }
   [[nodiscard]] const DataLoaderOptions& options() const { return options_; }
-  /// Document of the run's sample n.
-  [[nodiscard]] std::int64_t document(std::int64_t sample) const;
-  /// This rank's part of the step that begins at sample `first`.
-  [[nodiscard]] Plan plan(std::int64_t first) const;
+  [[nodiscard]] const SampleOrder& order() const { return order_; }
+  /// This rank's part of the samples of a step.
+  [[nodiscard]] Plan plan(Range samples) const;
+  /// The same of global_batch samples from `first` on.
+  [[nodiscard]] Plan plan(std::int64_t first) const { return plan({first, first + options_.global_batch}); }
   [[nodiscard]] MicroBatch load(const Plan& plan, std::int64_t index) const;
 
  private:
-  [[nodiscard]] std::vector<std::vector<std::int64_t>> rows_of(std::int64_t first, Range share) const;
+  [[nodiscard]] std::vector<std::vector<std::int64_t>> rows_of(Range samples) const;
 
-  const IndexedDataset& dataset_;
+  const Dataset& dataset_;
   DataLoaderOptions options_;
-  DataStatistics statistics_;
-  std::vector<std::uint8_t> has_targets_;  ///< by document
+  SampleOrder order_;
 };
-
-/// Counts a data set; `has_targets` (when not null) gets one flag per document. Throws Error(kData) for data without
-/// any target.
-[[nodiscard]] DataStatistics count_data(const IndexedDataset& dataset, std::int64_t sequence_length,
-                                        std::vector<std::uint8_t>* has_targets = nullptr);
 
 /// Samples in one unit of work of a collection or an evaluation: fixed, so that a resumed collection forms the same
 /// batches. Unit u goes to dp rank u % dp_size.
 inline constexpr std::int64_t kSamplesPerUnit = 64;
-[[nodiscard]] std::int64_t num_units(const IndexedDataset& dataset);
+[[nodiscard]] std::int64_t num_units(const Dataset& dataset);
 /// The micro-batches of a unit, `micro_batch` samples each, in document order; samples without targets are left out
 /// (a unit may be empty).
-[[nodiscard]] std::vector<MicroBatch> load_unit(const IndexedDataset& dataset, std::int64_t unit,
-                                                std::int64_t micro_batch, std::int64_t sequence_length);
+[[nodiscard]] std::vector<MicroBatch> load_unit(const Dataset& dataset, std::int64_t unit, std::int64_t micro_batch,
+                                                std::int64_t sequence_length);
 
 }  // namespace reprise

@@ -279,7 +279,8 @@ void look_at_paths(const RunConfig& config, Findings& findings) {
     if (!exists) findings.problems.push_back(fmt::format("{} = \"{}\": {} does not exist", key, name, path.string()));
   };
   must_exist("model.path", config.model.path, std::filesystem::path(config.model.path) / "config.json");
-  must_exist("data.train", config.data.train, config.data.train + ".idx");
+  for (const std::string& prefix : config.data.train) must_exist("data.train", prefix, prefix + ".idx");
+  for (const std::string& prefix : config.data.general) must_exist("data.general", prefix, prefix + ".idx");
   for (const std::string& prefix : config.data.eval) must_exist("data.eval", prefix, prefix + ".idx");
   constexpr std::int64_t kLittle = std::int64_t{1} << 30;
   const auto must_be_writable = [&](const std::string& key, const std::string& path) {

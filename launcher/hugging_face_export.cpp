@@ -9,6 +9,7 @@
 #include "core/strict_json.hpp"
 #include "core/transfer.hpp"
 #include "launcher/hugging_face.hpp"
+#include "launcher/output_folder.hpp"
 
 namespace reprise {
 
@@ -181,28 +182,6 @@ void copy_companions(const std::filesystem::path& source, const std::filesystem:
   }
 }
 
-/// `<output>.part`, empty. Refuses an output that holds something.
-std::filesystem::path begin_folder(const std::filesystem::path& output) {
-  require(
-      !std::filesystem::exists(output) || (std::filesystem::is_directory(output) && std::filesystem::is_empty(output)),
-      ErrorKind::kUsage, "{}: exists and is not an empty folder; name another or remove it", output.string());
-  const std::filesystem::path part = output.string() + ".part";
-  std::error_code error;
-  std::filesystem::remove_all(part, error);
-  if (!error) std::filesystem::create_directories(part, error);
-  require(!error, ErrorKind::kDisk, "{}: cannot create: {}", part.string(), error.message());
-  return part;
-}
-
-void finish_folder(const std::filesystem::path& part, const std::filesystem::path& output) {
-  fsync_folder(part);
-  std::error_code error;
-  std::filesystem::remove(output, error);  // at most an empty folder
-  if (!error) std::filesystem::rename(part, output, error);
-  require(!error, ErrorKind::kDisk, "{}: cannot rename into place: {}", output.string(), error.message());
-  fsync_folder(output.parent_path());
-}
-
 }  // namespace
 
 std::int64_t parse_byte_size(const std::string& text) {
@@ -258,7 +237,7 @@ void export_hugging_face(const ProcessGroups& groups, ParameterSet<T>& parameter
     if (writer) writer->finish();
     write_index(part, plan);
     copy_companions(source, part, options.dtype);
-    finish_folder(part, std::filesystem::absolute(output / "").parent_path());
+    finish_folder(part, output);
   }
   tp.barrier();  // no rank is done before the folder is there
 }

@@ -3,53 +3,39 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
-#include <span>
 #include <string>
-#include <vector>
 
 #include "core/error.hpp"
+#include "launcher/dataset.hpp"
 #include "launcher/mapped_file.hpp"
 #include "parallel/communicator.hpp"
 #include "parallel/shard.hpp"
 
 namespace reprise {
 
-/// One document. mask[i] = 1: train on predicting token i (from the tokens before it); mask[0] trains nothing.
-struct Sample {
-  std::uint64_t id = 0;    ///< prefix ordinal << 48 | document index
-  std::uint64_t hash = 0;  ///< sample_hash of all its tokens and mask
-  std::vector<std::int32_t> tokens;
-  std::vector<std::uint8_t> mask;  ///< 0 or 1, one per token
-  std::vector<float> weight;       ///< one per token, or empty = 1
-
-  [[nodiscard]] std::int64_t size() const { return static_cast<std::int64_t>(tokens.size()); }
-};
-
-/// hash_bytes over the tokens as little-endian int32, then, seeded with that, over the mask; untruncated.
-[[nodiscard]] std::uint64_t sample_hash(std::span<const std::int32_t> tokens, std::span<const std::uint8_t> mask);
-
 /// Megatron's indexed dataset, memory-mapped: `<prefix>.idx` and `<prefix>.bin` of any integer type,
 /// `<prefix>.mask.bin` (uint8 per token of the .bin; absent = all but the first token of each document), optional
 /// `<prefix>.weight.bin` (float32 per token). A document is its sequences one behind the other. The sequences tile the
 /// .bin in order. Everything wrong with the files throws Error(kData) naming file and byte offset. Reading is safe from
 /// threads.
-class IndexedDataset {
+class IndexedDataset final : public Dataset {
  public:
   /// `ordinal` tells the prefixes of a run apart in sample ids. Ids must lie in [0, vocab_size); 0 = not checked here.
   explicit IndexedDataset(std::filesystem::path prefix, std::int64_t vocab_size = 0, std::uint64_t ordinal = 0);
 
   [[nodiscard]] const std::filesystem::path& prefix() const { return prefix_; }
-  [[nodiscard]] std::int64_t size() const { return num_documents_; }  ///< documents
-  [[nodiscard]] std::int64_t num_tokens() const { return num_tokens_; }
-  [[nodiscard]] std::int64_t length(std::int64_t document) const;  ///< tokens of a document
   [[nodiscard]] bool has_mask() const { return mask_ != nullptr; }
   [[nodiscard]] bool has_weight() const { return weight_ != nullptr; }
-  [[nodiscard]] std::uint64_t sample_id(std::int64_t document) const {
+
+  [[nodiscard]] std::string name() const override { return prefix_.string(); }
+  [[nodiscard]] std::int64_t size() const override { return num_documents_; }
+  [[nodiscard]] std::int64_t num_tokens() const override { return num_tokens_; }
+  [[nodiscard]] std::int64_t length(std::int64_t document) const override;
+  [[nodiscard]] std::uint64_t sample_id(std::int64_t document) const override {
     return (ordinal_ << 48) | static_cast<std::uint64_t>(document);
   }
-  [[nodiscard]] Sample read(std::int64_t document) const;
-  /// Targets of a document when no more than `max_tokens` of its tokens are read; reads the mask only.
-  [[nodiscard]] std::int64_t count_targets(std::int64_t document, std::int64_t max_tokens) const;
+  [[nodiscard]] Sample read(std::int64_t document) const override;
+  [[nodiscard]] std::int64_t count_targets(std::int64_t document, std::int64_t max_tokens) const override;
 
  private:
   void read_index();

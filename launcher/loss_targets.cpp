@@ -75,7 +75,7 @@ LossTargets make_loss_targets(const MicroBatch& batch, const ReplayStoreReader* 
   return targets;
 }
 
-std::int64_t count_missing_samples(const IndexedDataset& dataset, std::int64_t sequence_length,
+std::int64_t count_missing_samples(const Dataset& dataset, std::int64_t sequence_length,
                                    const ReplayStoreReader& store) {
   std::int64_t missing = 0;
   for (std::int64_t d = 0; d < dataset.size(); ++d) {

@@ -40,7 +40,7 @@ struct LossTargets {
                                             MissingSamples missing = MissingSamples::kError);
 
 /// How many samples of the data set have targets but are not in the store.
-[[nodiscard]] std::int64_t count_missing_samples(const IndexedDataset& dataset, std::int64_t sequence_length,
+[[nodiscard]] std::int64_t count_missing_samples(const Dataset& dataset, std::int64_t sequence_length,
                                                  const ReplayStoreReader& store);
 
 }  // namespace reprise

@@ -101,11 +101,13 @@ void MetricsFile::write(const StepMetrics& metrics) {
   impl_->append(to_line(metrics));
 }
 
-void MetricsFile::write_evaluation(std::int64_t step, const std::string& prefix, double loss, std::int64_t tokens) {
+void MetricsFile::write_evaluation(std::int64_t step, const std::string& prefix, double loss, double top1,
+                                   std::int64_t tokens) {
   Line line;
   line["step"] = step;
   line["eval"] = prefix;
   line["loss"] = number(loss);
+  line["top1"] = number(top1);
   line["tokens"] = tokens;
   impl_->append(line);
 }

@@ -26,7 +26,7 @@ struct StepMetrics {
 
 /// `<run>/metrics.jsonl`: first line {"schema": 1, ...}, then one object a step ("step loss lr grad_norm angle_mean
 /// angle_max clipped_share angle_quantiles skipped tokens out_of_set_mass head_ms step_ms tokens_per_second
-/// memory_bytes") and one per evaluation ("step eval loss tokens"). Numbers by shortest round trip. Rank 0 only. Each
+/// memory_bytes") and one per evaluation ("step eval loss top1 tokens"). Numbers by shortest round trip. Rank 0 only. Each
 /// line is flushed; failures throw Error(kDisk).
 class MetricsFile {
  public:
@@ -37,7 +37,7 @@ class MetricsFile {
   MetricsFile& operator=(const MetricsFile&) = delete;
 
   void write(const StepMetrics& metrics);
-  void write_evaluation(std::int64_t step, const std::string& prefix, double loss, std::int64_t tokens);
+  void write_evaluation(std::int64_t step, const std::string& prefix, double loss, double top1, std::int64_t tokens);
   [[nodiscard]] std::int64_t bytes() const;
 
  private:

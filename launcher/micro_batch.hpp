@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "launcher/indexed_dataset.hpp"
+#include "launcher/dataset.hpp"
 #include "layers/decoder_model.hpp"
 #include "loss/top_k.hpp"
 

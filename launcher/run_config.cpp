@@ -88,6 +88,16 @@ OptimizerOptions RunConfig::optimizer_options() const {
           .zero_stage = static_cast<int>(optimizer.zero_stage)};
 }
 
+LoraOptions RunConfig::lora_options() const {
+  const bool all = std::find(lora.targets.begin(), lora.targets.end(), "all-linear") != lora.targets.end();
+  LoraOptions options{.rank = lora.rank, .alpha = lora.alpha, .rslora = lora.rslora, .targets = {}};
+  for (const std::string& name : lora_target_names()) {
+    const bool named = std::find(lora.targets.begin(), lora.targets.end(), name) != lora.targets.end();
+    if (all || named) options.targets.push_back(name);
+  }
+  return options;
+}
+
 ScheduleOptions RunConfig::schedule_options(std::int64_t total_steps) const {
   return {.lr = optimizer.lr,
           .warmup_steps = schedule.warmup_steps,
@@ -148,9 +158,15 @@ std::vector<std::string> notes(const RunConfig& config) {
   }
   note(config.replay.budget == 0 && !config.replay.store.empty(), "replay.positions",
        "replay.budget = 0 records every target");
-  note(config.train.seed != 1 && (full || config.replay.negatives == 0), "train.seed", "no negatives are sampled");
+  const bool draws_adapters = config.lora.rank > 0 && config.lora.adapter.empty();
+  note(config.train.seed != 1 && (full || config.replay.negatives == 0) && !draws_adapters, "train.seed",
+       "no negatives are sampled and no adapters drawn");
+  for (const char* key : {"lora.alpha", "lora.rslora", "lora.targets"}) {
+    note(config.lora.rank == 0 && config.lora.adapter.empty(), key, "lora.rank = 0 trains the model itself");
+  }
   note(!config.data.shuffle && (!by_hash || config.replay.budget == 0), "data.seed",
        "nothing is shuffled and no positions are drawn");
+  note(config.data.general.empty(), "data.general_ratio", "data.general is empty");
   note(config.train.epochs > 0.0, "train.steps", "train.epochs is set");
   note(config.train.eval_every == 0, "data.eval", "train.eval_every = 0 evaluates never");
   note(config.data.eval.empty(), "train.eval_every", "data.eval is empty");
@@ -161,8 +177,8 @@ std::vector<std::string> notes(const RunConfig& config) {
 
 std::int64_t total_steps(const RunConfig& config, std::int64_t samples) {
   if (config.train.epochs <= 0.0) return config.train.steps;
-  const double steps =
-      config.train.epochs * static_cast<double>(samples) / static_cast<double>(config.train.global_batch);
+  const double batch = static_cast<double>(config.train.global_batch) * (1.0 - config.general_ratio());
+  const double steps = config.train.epochs * static_cast<double>(samples) / batch;
   require(steps < 2147483648.0, ErrorKind::kUsage, "train.epochs = {}: {} samples give too many steps",
           config.train.epochs, samples);
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(steps)));

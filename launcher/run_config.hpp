@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "launcher/device_plan.hpp"
+#include "layers/lora.hpp"
 #include "loss/loss.hpp"
 #include "loss/top_k.hpp"
 #include "optimizer/optimizer.hpp"
@@ -24,8 +25,11 @@ struct RunConfig {
     std::int64_t vocab_size = 0;    ///< ids; 0 = what tokenizer.json has, without one all rows of config.json
   } model;
   struct Data {
-    std::string train = "data/domain";  ///< prefix of .bin .idx (.mask.bin .weight.bin)
-    std::vector<std::string> eval;      ///< prefixes
+    std::vector<std::string> train = {"data/domain"};  ///< prefixes of .bin .idx (.mask.bin .weight.bin)
+    std::vector<double> weights;                       ///< one a prefix of `train`, or none: as one list
+    std::vector<std::string> general;                  ///< prefixes that train under full cross-entropy
+    double general_ratio = 0.1;                        ///< of the samples, when `general` names any
+    std::vector<std::string> eval;                     ///< prefixes
     std::int64_t sequence_length = 512;
     bool pack = false;
     bool shuffle = true;
@@ -56,6 +60,13 @@ struct RunConfig {
     std::int64_t zero_stage = 1;
     std::int64_t max_skips = 10;
   } optimizer;
+  struct LoraKeys {
+    std::int64_t rank = 0;  ///< 0 = every parameter trains, unless `adapter` names a folder
+    double alpha = 16.0;
+    bool rslora = false;
+    std::vector<std::string> targets = {"all-linear"};
+    std::string adapter;  ///< PEFT folder: its rank, alpha, rslora and targets are taken
+  } lora;
   struct ScheduleKeys {
     std::int64_t warmup_steps = 0;
     std::string decay = "cosine";
@@ -63,19 +74,20 @@ struct RunConfig {
   } schedule;
   struct Train {
     std::int64_t steps = 100;
-    double epochs = 0.0;  ///< > 0: steps = ceil(epochs x samples / global_batch) instead
+    double epochs = 0.0;  ///< > 0: of data.train instead of steps, see total_steps
     std::int64_t global_batch = 32, micro_batch = 4;
-    std::string recompute = "none";  ///< or "layer"
+    std::string recompute = "none";  ///< | selective | layer
     std::int64_t eval_every = 0;     ///< > 0: also before the first and after the last step
     std::int64_t checkpoint_every = 0;
     std::int64_t keep = 3;
     std::int64_t log_every = 1;
     std::int64_t probe_every = 50;
-    std::int64_t seed = 1;  ///< of the sampled negatives
+    std::int64_t seed = 1;  ///< of the sampled negatives and of new adapters
   } train;
   struct Parallel {
     std::int64_t tensor = 1;
     bool sequence_parallel = false;
+    bool overlap = true;             ///< of the traffic of gradients and parameters with the layers
     std::string device = "auto";     ///< auto | cpu | cuda
     std::string transport = "auto";  ///< auto | self | thread | mpi | nccl | staged
   } parallel;
@@ -86,7 +98,11 @@ struct RunConfig {
   // The same choices as the libraries want them. Throw Error(kUsage) naming key and legal values.
   [[nodiscard]] Normalization normalization() const;
   [[nodiscard]] TopKOptions top_k_options() const;
+  /// data.general_ratio, 0 without data.general.
+  [[nodiscard]] double general_ratio() const { return data.general.empty() ? 0.0 : data.general_ratio; }
   [[nodiscard]] OptimizerOptions optimizer_options() const;
+  /// Of new adapters: rank 0 without. See trained_adapter for those of lora.adapter.
+  [[nodiscard]] LoraOptions lora_options() const;
   [[nodiscard]] DeviceOptions device_options() const { return {parallel.device, parallel.transport, run.folder}; }
   [[nodiscard]] ScheduleOptions schedule_options(std::int64_t total_steps) const;
 };
@@ -106,7 +122,9 @@ struct RunConfig {
 /// Keys that were set away from their defaults but do nothing in this run, one sentence each.
 [[nodiscard]] std::vector<std::string> notes(const RunConfig& config);
 
-/// Optimizer steps of the whole run: train.steps, or with train.epochs ceil(epochs x samples / global_batch).
+/// Optimizer steps of the whole run: train.steps, or with train.epochs ceil(epochs x samples / global_batch), `samples`
+/// being those of all prefixes of data.train, and the part of a batch that data.general takes not counted. With
+/// data.weights an epoch is as many samples, of each prefix its share.
 [[nodiscard]] std::int64_t total_steps(const RunConfig& config, std::int64_t samples);
 
 }  // namespace reprise

@@ -105,10 +105,15 @@ std::string assign(std::string& target, const toml::node& node) {
 }
 template <class T>
 std::string assign(std::vector<T>& target, const toml::node& node) {
-  const std::string expected =
-      std::is_same_v<T, std::string> ? "a list of strings, [\"a\", \"b\"]" : "a list of numbers, [0.9, 0.95]";
-  if (!node.is_array()) return expected;
+  const std::string expected = std::is_same_v<T, std::string> ? "a string or a list of strings, [\"a\", \"b\"]"
+                                                              : "a list of numbers, [0.9, 0.95]";
   std::vector<T> values;
+  if (std::is_same_v<T, std::string> && node.is_string()) {
+    (void)assign(values.emplace_back(), node);
+    target = std::move(values);
+    return "";
+  }
+  if (!node.is_array()) return expected;
   for (const toml::node& element : *node.as_array()) {
     if (!assign(values.emplace_back(), element).empty()) return expected;
   }
@@ -242,6 +247,7 @@ class Reader {
   }
 
   void check_combinations() {
+    check_data();
     const auto& replay = config_.replay;
     if (replay.k_min > replay.k_max) {
       report(where_of("replay.k_min"),
@@ -254,12 +260,32 @@ class Reader {
                       "every target",
                       replay.budget));
     }
+    if (config_.lora.rank > 0 && config_.lora.targets.empty()) {
+      report(where_of("lora.targets"), "lora.targets is empty: lora.rank > 0 needs projections, or \"all-linear\"");
+    }
     if (replay.store.empty() && replay.normalization != "full") {
       report(
           where_of("replay.store"),
           fmt::format("replay.store is empty, but replay.normalization = \"{}\" needs a store; name a folder, or use "
                       "normalization \"full\"",
                       replay.normalization));
+    }
+  }
+
+  void check_data() {
+    const auto& data = config_.data;
+    if (data.train.empty()) report(where_of("data.train"), "data.train is empty: name a prefix");
+    std::vector<std::string> sorted = data.train;
+    std::sort(sorted.begin(), sorted.end());
+    const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+    if (twice != sorted.end()) {
+      report(where_of("data.train"),
+             fmt::format("data.train names \"{}\" twice; data.weights says how often a prefix is seen", *twice));
+    }
+    if (!data.weights.empty() && data.weights.size() != data.train.size()) {
+      report(where_of("data.weights"),
+             fmt::format("data.weights holds {} numbers for the {} prefixes of data.train; give one each, or none",
+                         data.weights.size(), data.train.size()));
     }
   }
 

@@ -1,8 +1,11 @@
 #include "launcher/run_folder.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "core/elementwise.hpp"
 #include "core/file_io.hpp"
@@ -16,14 +19,28 @@ namespace {
 
 /// Keys that may change between the parts of a run: they move files, ranks or reports, not the mathematics. Contents
 /// of files are compared by their hashes.
-constexpr std::array<std::string_view, 21> kFreeKeys = {
-    "model.path",          "data.train",         "data.eval",
-    "data.pack",           "replay.store",       "train.steps",
-    "train.epochs",        "train.micro_batch",  "train.recompute",
-    "train.keep",          "train.eval_every",   "train.checkpoint_every",
-    "train.log_every",     "train.probe_every",  "optimizer.zero_stage",
-    "optimizer.max_skips", "parallel.tensor",    "parallel.sequence_parallel",
-    "parallel.device",     "parallel.transport", "run.folder"};
+constexpr std::array<std::string_view, 23> kFreeKeys = {"lora.adapter", "model.path",
+                                                        "data.train",
+                                                        "data.general",
+                                                        "data.eval",
+                                                        "data.pack",
+                                                        "replay.store",
+                                                        "train.steps",
+                                                        "train.epochs",
+                                                        "train.micro_batch",
+                                                        "train.recompute",
+                                                        "train.keep",
+                                                        "train.eval_every",
+                                                        "train.checkpoint_every",
+                                                        "train.log_every",
+                                                        "train.probe_every",
+                                                        "optimizer.zero_stage",
+                                                        "optimizer.max_skips",
+                                                        "parallel.tensor",
+                                                        "parallel.sequence_parallel",
+                                                        "parallel.device",
+                                                        "parallel.transport",
+                                                        "run.folder"};
 
 void remove_earlier_run(const RunFolder& folder) {
   for (const auto& path : {folder.metrics(), folder.checkpoints(), folder.provenance(), folder.run_toml()}) {
@@ -31,6 +48,31 @@ void remove_earlier_run(const RunFolder& folder) {
     std::filesystem::remove_all(path, error);
     require(!error, ErrorKind::kDisk, "{}: cannot be removed: {}", path.string(), error.message());
   }
+}
+
+/// The hashes of what a run reads: model, tokenizer, template, and each prefix of data.train and data.general.
+nlohmann::ordered_json input_hashes(const StoreProvenance& inputs) {
+  nlohmann::ordered_json hashes;
+  for (const char* key : {"model", "tokenizer", "template"}) hashes[key] = inputs.at(key);
+  for (const auto& [key, value] : inputs) {
+    if (key.starts_with("data") || key.starts_with("general")) hashes[key] = value;
+  }
+  return hashes;
+}
+
+/// Which prefixes hold other data than when the run began, by their key in the run file; empty = none.
+std::string changed_data(const nlohmann::json& before, const nlohmann::json& now) {
+  const auto value_of = [](const nlohmann::json& hashes, const std::string& key) {
+    return hashes.contains(key) ? hashes[key] : nlohmann::json();
+  };
+  std::set<std::string> changed;
+  for (const auto* hashes : {&before, &now}) {
+    for (const auto& [key, value] : hashes->items()) {
+      if (key.starts_with("data") && value_of(before, key) != value_of(now, key)) changed.insert("data.train");
+      if (key.starts_with("general") && value_of(before, key) != value_of(now, key)) changed.insert("data.general");
+    }
+  }
+  return fmt::format("{}", fmt::join(changed, ", "));
 }
 
 nlohmann::ordered_json device_json(const Session& session) {
@@ -65,9 +107,7 @@ void write_provenance(const RunFolder& folder, const RunConfig& config, Session&
   nlohmann::ordered_json json;
   json["version"] = REPRISE_VERSION;
   json["model_path"] = std::filesystem::absolute(config.model.path).lexically_normal().string();
-  nlohmann::ordered_json hashes;
-  for (const char* key : {"model", "tokenizer", "template", "data"}) hashes[key] = inputs.at(key);
-  json["sha256"] = hashes;
+  json["sha256"] = input_hashes(inputs);
   json["layout"] = {{"tensor", session.groups().tp_size()},
                     {"data", session.groups().dp_size()},
                     {"sequence_parallel", config.parallel.sequence_parallel},
@@ -107,10 +147,10 @@ void require_same_run(const RunFolder& folder, const TrainerState& state, const 
           folder.path().string(), config.model.path);
   if (!std::filesystem::exists(folder.provenance())) return;
   const nlohmann::json json = read_json_object(folder.provenance(), ErrorKind::kCheckpoint);
-  const std::string data = json.contains("sha256") ? json["sha256"].value("data", "") : "";
-  require(data == inputs.at("data"), ErrorKind::kStoreMismatch,
+  const std::string changed_keys = changed_data(json.value("sha256", nlohmann::json::object()), input_hashes(inputs));
+  require(changed_keys.empty(), ErrorKind::kStoreMismatch,
           "{}: this run began with other data than {} now holds; restore it, or start over with --fresh",
-          folder.path().string(), config.data.train);
+          folder.path().string(), changed_keys);
 }
 
 }  // namespace reprise

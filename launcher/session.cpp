@@ -171,6 +171,9 @@ Session::Session(Communicator& world, std::int64_t tensor_size, bool sequence_pa
     agree(world, [&] { gpu_ = open_gpu(plan.numbers[static_cast<std::size_t>(world.rank())]); });
     stream_ = gpu_->stream();
     arena_ = Arena(stream_);
+    auto queue = make_side_queue(stream_, QueuePriority::kHigh);
+    const Stream side = queue->stream();
+    side_ = std::make_unique<Side>(Side{std::move(queue), side, Arena(side)});
     device_world_ = transport_ == DeviceTransport::kNccl
                         ? make_nccl_communicator(world, stream_, {.log_file = log_file(device, world.rank())})
                         : make_staged_communicator(world, {.host = CpuStream{&pool_}});

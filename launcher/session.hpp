@@ -6,6 +6,7 @@
 
 #include "core/arena.hpp"
 #include "core/stream.hpp"
+#include "core/stream_event.hpp"
 #include "core/thread_pool.hpp"
 #include "launcher/device_plan.hpp"
 #include "launcher/gpu.hpp"
@@ -22,6 +23,11 @@ class Session {
           const DeviceOptions& device = {});
 
   [[nodiscard]] Context context() { return {stream_, groups_, arena_, sequence_parallel_}; }
+  /// For collectives that run beside the layers' work: on a GPU with a queue of its own, whose work goes first, and an
+  /// arena of its own; on a CPU the same as context().
+  [[nodiscard]] Context communication() {
+    return side_ ? Context{side_->stream, groups_, side_->arena, sequence_parallel_} : context();
+  }
   [[nodiscard]] const ProcessGroups& groups() const { return groups_; }
   [[nodiscard]] Communicator& world() const { return *groups_.world; }
   /// Of the device that the rank computes on.
@@ -37,6 +43,8 @@ class Session {
   [[nodiscard]] std::string on_device() const;
   /// How device memory travels: "host" on CPUs, "nccl" or "staged".
   [[nodiscard]] const char* device_transport() const { return name_of(transport_); }
+  /// Peak of its GPU; 0 on a CPU.
+  [[nodiscard]] std::int64_t peak_device_bytes() const { return gpu_ ? gpu_->peak_memory_bytes() : 0; }
   /// Peak memory: resident of this process, and on its GPU.
   [[nodiscard]] std::int64_t peak_memory_bytes() const;
 
@@ -46,6 +54,12 @@ class Session {
   std::unique_ptr<Gpu> gpu_;  // before what lies on its stream
   Stream stream_;
   Arena arena_;
+  struct Side {
+    std::unique_ptr<SideQueue> queue;
+    Stream stream;
+    Arena arena;
+  };
+  std::unique_ptr<Side> side_;  // null on a CPU
   DeviceTransport transport_ = DeviceTransport::kHost;
   std::unique_ptr<Communicator> device_world_;  // null where the job's own is enough
   ProcessGroups groups_;

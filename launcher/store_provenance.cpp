@@ -9,6 +9,7 @@
 #include "core/error.hpp"
 #include "launcher/hugging_face.hpp"
 #include "launcher/indexed_dataset.hpp"
+#include "launcher/peft_adapter.hpp"
 #include "launcher/tokenizer_info.hpp"
 
 namespace reprise {
@@ -23,9 +24,10 @@ std::string number(double value) {
 
 /// What the reader of a message calls the key.
 std::string label_of(const std::string& key) {
-  if (key == "model") return "model (weights and config.json)";
+  if (key == "model") return "model (weights, config.json and adapter)";
   if (key == "tokenizer") return "tokenizer";
   if (key == "data") return "data (tokens and masks)";
+  if (key.starts_with("data.")) return fmt::format("data (tokens and masks) of prefix {} of data.train", key.substr(5));
   if (key == "template") return "chat template";
   if (key == "vocab_size") return "vocab_size";
   if (key == "sequence_length" || key == "seed") return "data." + key;
@@ -54,9 +56,18 @@ StoreProvenance store_settings(const RunConfig& config) {
 StoreProvenance store_provenance(const RunConfig& config, Communicator* world) {
   const std::filesystem::path cache = hash_cache_path();
   StoreProvenance provenance = store_settings(config);
-  provenance["model"] = model_fingerprint(config.model.path, world, cache);
-  provenance["data"] = dataset_fingerprint(config.data.train, world, cache);
+  provenance["model"] =
+      adapted_fingerprint(model_fingerprint(config.model.path, world, cache), config.lora.adapter, world, cache);
+  add_data_fingerprints(config.data.train, "data", world, provenance);
   return provenance;
+}
+
+void add_data_fingerprints(const std::vector<std::string>& prefixes, const std::string& key, Communicator* world,
+                           StoreProvenance& provenance) {
+  const std::filesystem::path cache = hash_cache_path();
+  for (std::size_t p = 0; p < prefixes.size(); ++p) {
+    provenance[p == 0 ? key : fmt::format("{}.{}", key, p)] = dataset_fingerprint(prefixes[p], world, cache);
+  }
 }
 
 void require_usable_store(const StoreProvenance& actual, const StoreProvenance& expected, const std::string& name) {

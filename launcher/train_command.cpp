@@ -1,3 +1,5 @@
+#include <fmt/ranges.h>
+
 #include <chrono>
 #include <cmath>
 #include <optional>
@@ -10,9 +12,11 @@
 #include "launcher/evaluator.hpp"
 #include "launcher/fault_injection.hpp"
 #include "launcher/hugging_face.hpp"
+#include "launcher/memory_report.hpp"
 #include "launcher/prefetcher.hpp"
 #include "launcher/progress.hpp"
 #include "launcher/run_folder.hpp"
+#include "launcher/step_shape.hpp"
 #include "launcher/trainer.hpp"
 #include "optimizer/schedule.hpp"
 
@@ -44,13 +48,13 @@ class TrainRun {
     require(config_.data.sequence_length <= decoder_.max_position_embeddings, ErrorKind::kUsage,
             "data.sequence_length = {}: the model knows {} positions (max_position_embeddings of {})",
             config_.data.sequence_length, decoder_.max_position_embeddings, config_.model.path);
-    std::uint64_t ordinal = 1;
+    std::uint64_t ordinal = config_.data.train.size() + config_.data.general.size();
     for (const std::string& prefix : config_.data.eval) {
       evaluation_.emplace_back(std::make_unique<IndexedDataset>(prefix, decoder_.vocab_size, ordinal++));
       (void)count_data(*evaluation_.back(), config_.data.sequence_length);
     }
     // Last, because it may take minutes and everything above can be wrong.
-    model_ = load_model<T>(session, config_.model.path, false, config_.model.vocab_size);
+    model_ = load_model<T>(session, config_.model.path, false, config_.model.vocab_size, trained_adapter(config_));
     trainer_.emplace(session, config_, *model_);
   }
 
@@ -65,6 +69,8 @@ class TrainRun {
   [[nodiscard]] bool evaluate_all(Progress& progress);
   void save(Progress& progress);
   void measure_memory(std::int64_t steps_here);
+  [[nodiscard]] MemoryEstimate foresee_memory() const;
+  void report_memory();
   [[nodiscard]] bool is_due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
 
   Session& session_;
@@ -82,6 +88,7 @@ class TrainRun {
   TrainerState state_;
   std::int64_t saved_step_ = -1;
   std::int64_t memory_bytes_ = 0;
+  MemoryEstimate foreseen_;
 };
 
 template <class T>
@@ -98,7 +105,7 @@ bool TrainRun<T>::resume() {
   }
   require_same_run(folder_, read_trainer_state(found->folder), config_, data_.provenance());
   Optimizer<T>& optimizer = trainer_->optimizer();
-  state_ = load_checkpoint(session_.stream(), session_.groups(), found->folder, model_->parameters.specs(),
+  state_ = load_checkpoint(session_.stream(), session_.groups(), found->folder, model_->trained().specs(),
                            optimizer.held_pieces());
   optimizer.set_steps_taken(state_.steps_taken);
   optimizer.publish_parameters(session_.context());
@@ -108,10 +115,19 @@ bool TrainRun<T>::resume() {
 
 template <class T>
 void TrainRun<T>::describe() const {
-  const DataStatistics& statistics = data_.statistics();
-  fmt::print(stderr, "{}: {} samples, {} targets; tensor {} x data {}{}, {} steps of {} samples\n", config_.data.train,
-             format_count(statistics.samples), format_count(statistics.targets), session_.groups().tp_size(),
-             session_.groups().dp_size(), session_.on_device(), config_.train.steps, config_.train.global_batch);
+  const DataStatistics statistics = sum_of(data_.statistics());
+  fmt::print(stderr, "{}: {} samples, {} targets; tensor {} x data {}{}, {} steps of {} samples\n",
+             fmt::join(config_.data.train, ", "), format_count(statistics.samples), format_count(statistics.targets),
+             session_.groups().tp_size(), session_.groups().dp_size(), session_.on_device(), config_.train.steps,
+             config_.train.global_batch);
+  for (std::size_t p = 0; p < config_.data.train.size() && config_.data.train.size() > 1; ++p) {
+    fmt::print(stderr, "  {:.1f} % from {}\n", 100.0 * data_.share(p), config_.data.train[p]);
+  }
+  if (!config_.data.general.empty()) {
+    fmt::print(stderr, "{}: {} samples under full cross-entropy, {:.1f} % of each batch\n",
+               fmt::join(config_.data.general, ", "), format_count(sum_of(data_.general_statistics()).samples),
+               100.0 * config_.general_ratio());
+  }
   const auto tell = [](std::int64_t count, const char* what) {
     if (count > 0) fmt::print(stderr, "note: {} samples {}\n", format_count(count), what);
   };
@@ -123,6 +139,7 @@ void TrainRun<T>::describe() const {
 
 template <class T>
 bool TrainRun<T>::evaluate_all(Progress& progress) {
+  trainer_->settle();
   bool best = false;
   for (std::size_t i = 0; i < evaluation_.size(); ++i) {
     EvaluationOptions options;
@@ -130,9 +147,9 @@ bool TrainRun<T>::evaluate_all(Progress& progress) {
     options.micro_batch = config_.train.micro_batch;
     const EvalResult result = evaluate(session_, *model_->model, *evaluation_[i], options);
     const std::string& prefix = config_.data.eval[i];
-    if (metrics_) metrics_->write_evaluation(state_.step, prefix, result.loss, result.tokens);
-    progress.print(fmt::format("step {}: {} loss {:.4f} over {} tokens", state_.step, prefix, result.loss,
-                               format_count(result.tokens)));
+    if (metrics_) metrics_->write_evaluation(state_.step, prefix, result.loss, result.top1, result.tokens);
+    progress.print(fmt::format("step {}: {} loss {:.4f}, top-1 {:.2f} %, over {} tokens", state_.step, prefix,
+                               result.loss, 100.0 * result.top1, format_count(result.tokens)));
     if (i > 0 || state_.step == 0) continue;  // the best is one that was trained
     best = std::isfinite(result.loss) && (state_.best_step < 0 || result.loss < state_.best_eval);
     if (best) {
@@ -147,13 +164,14 @@ template <class T>
 void TrainRun<T>::save(Progress& progress) {
   if (saved_step_ == state_.step) return;
   const TraceRange range("checkpoint");
+  trainer_->settle();
   state_.steps_taken = trainer_->optimizer().steps_taken();
   state_.next_sample = state_.step * config_.train.global_batch;
   state_.metrics_bytes = metrics_ ? metrics_->bytes() : 0;
   state_.run_toml = to_toml(config_);
   state_.model_fingerprint = data_.provenance().at("model");
   const auto folder =
-      save_checkpoint(session_.stream(), session_.groups(), folder_.checkpoints(), state_, model_->parameters.specs(),
+      save_checkpoint(session_.stream(), session_.groups(), folder_.checkpoints(), state_, model_->trained().specs(),
                       trainer_->optimizer().owned_pieces(), config_.train.keep);
   saved_step_ = state_.step;
   progress.print(fmt::format("step {}: checkpoint {}", state_.step, folder.string()));
@@ -166,6 +184,31 @@ void TrainRun<T>::measure_memory(std::int64_t steps_here) {
   std::int64_t bytes = session_.peak_memory_bytes();
   session_.world().all_reduce<std::int64_t>(session_.host(), {&bytes, 1}, ReduceOp::kMax);
   memory_bytes_ = bytes;
+}
+
+/// What `check` foresees, of this device and these threads.
+template <class T>
+MemoryEstimate TrainRun<T>::foresee_memory() const {
+  const RunShape run(decoder_, config_, session_.world().size());
+  const StepShape step = measure_step_shape(config_, decoder_.vocab_size, run.data, config_.train.steps);
+  const StoreShape store = data_.has_store() ? measure_store_shape(data_.store(), config_) : StoreShape{};
+  const int threads = session_.host().cpu().num_threads();
+  return estimate_memory(run, step, store, {.gpu = session_.gpu() != nullptr, .threads = threads});
+}
+
+template <class T>
+void TrainRun<T>::report_memory() {
+  const auto size = [](const auto& view) { return view.size * static_cast<std::int64_t>(sizeof(*view.data)); };
+  const MeasuredMemory own{.weights = size(model_->parameters.values()) + size(model_->adapters.values()),
+                           .gradients = size(model_->trained().gradients()),
+                           .optimizer = trainer_->optimizer().state_bytes(),
+                           .arena = session_.arena().high_water_bytes(),
+                           .gpu = session_.gpu() == nullptr ? 0 : session_.peak_device_bytes(),
+                           .process = peak_memory_bytes()};
+  const MeasuredMemory largest = largest_of_ranks(session_, own);
+  if (!session_.is_first()) return;
+  write_memory_json(folder_.path(), foreseen_, largest);
+  fmt::print(stderr, "{}", describe_memory(foreseen_, largest));
 }
 
 template <class T>
@@ -230,10 +273,14 @@ void TrainRun<T>::run() {
     describe();
     if (resumed) fmt::print(stderr, "going on from step {} of {}\n", state_.step, config_.train.steps);
   }
+  foreseen_ = foresee_memory();
+  session_.arena().reserve(foreseen_.arena());
+  session_.arena().reset();
   Progress progress("train", config_.train.steps, !session_.is_first());
   if (!resumed && config_.train.eval_every > 0) (void)evaluate_all(progress);
   loop(progress);
   progress.finish();
+  report_memory();
   if (session_.is_first()) {
     fmt::print(stderr, "{}: {} steps done{}\n", folder_.path().string(), state_.step,
                state_.skips > 0 ? fmt::format(", {} of them skipped", state_.skips) : "");
@@ -244,10 +291,11 @@ void TrainRun<T>::run() {
 
 void train_command(Session& session, const RunConfig& config, const TrainFlags& flags) {
   install_stop_signals();
+  const RunConfig resolved = with_adapter_settings(config);
   if (config.model.dtype == "bfloat16") {
-    TrainRun<BFloat16>(session, config, flags).run();
+    TrainRun<BFloat16>(session, resolved, flags).run();
   } else {
-    TrainRun<float>(session, config, flags).run();
+    TrainRun<float>(session, resolved, flags).run();
   }
 }
 

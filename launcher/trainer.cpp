@@ -1,10 +1,12 @@
 #include "launcher/trainer.hpp"
 
+#include <functional>
 #include <limits>
 
 #include "core/error.hpp"
 #include "core/trace.hpp"
 #include "core/transfer.hpp"
+#include "launcher/run_shape.hpp"
 
 namespace reprise {
 
@@ -18,37 +20,40 @@ template <class T>
 Trainer<T>::Trainer(Session& session, const RunConfig& config, LoadedModel<T>& model)
     : session_(session),
       model_(model),
-      recompute_(config.train.recompute == "layer" ? Recompute::kLayer : Recompute::kNone),
+      recompute_(recompute_of(config)),
       loss_(make_head_loss<T>(config.normalization(), model.vocab)),
       head_time_(make_stopwatch(session.stream())),
-      optimizer_(make_optimizer(session.context(), config.optimizer_options(), model.parameters)) {
+      optimizer_(make_optimizer(session.context(), config.optimizer_options(), model.trained())),
+      traffic_(session, model.trained(), *optimizer_, config.parallel.overlap) {
+  if (!config.data.general.empty()) general_loss_ = make_head_loss<T>(Normalization::kFull, model.vocab);
   optimizer_->set_master_from_parameters();
 }
 
 template <class T>
 void Trainer<T>::poison_gradient() {
-  const ParameterSet<T>& parameters = model_.parameters;
+  const ParameterSet<T>& parameters = model_.trained();
   for (std::int64_t p = 0; p < parameters.count(); ++p) {
     const ParameterSpec& spec = parameters.spec(p);
     if (!spec.counted || spec.frozen || spec.size() == 0) continue;
     const float nan = std::numeric_limits<float>::quiet_NaN();
-    copy_to_device<float>(session_.stream(), {&nan, 1}, model_.parameters.gradient(p).flat().slice(0, 1));
+    copy_to_device<float>(session_.stream(), {&nan, 1}, model_.trained().gradient(p).flat().slice(0, 1));
     return;
   }
 }
 
 template <class T>
-bool Trainer<T>::head(const Context& context, MatrixView<const T> hidden, const LossBatch& batch,
-                      MatrixView<T> d_hidden, StepSums& sums) {
+bool Trainer<T>::head(const Context& context, MatrixView<const T> hidden, HeadLoss<T>& loss, const LossBatch& batch,
+                      MatrixView<T> d_hidden, Place place, StepSums& sums) {
   const TraceRange range("loss");
   const DecoderModel<T>& model = *model_.model;
   try {
     head_time_->start();
-    const auto output = loss_->forward(context, hidden, model.head_weight(), batch);
+    const auto output = loss.launch_forward(context, hidden, model.head_weight(), batch);
     sums.weight += output.weight_sum;
-    sums.weighted_loss += output.weighted_sum;
     sums.tokens += static_cast<double>(output.tokens);
-    loss_->backward(context, model.head_weight(), d_hidden, model.head_gradient());
+    copy_on_device<double>(context.stream, {&output.summary.data->weighted_sum, 1},
+                           losses_.view().slice(static_cast<std::int64_t>(place.index), 1));
+    loss.backward(context, model.head_weight(), d_hidden, model.head_gradient());
     head_time_->stop();
     return true;
   } catch (const Error& error) {
@@ -61,8 +66,23 @@ bool Trainer<T>::head(const Context& context, MatrixView<const T> hidden, const 
 }
 
 template <class T>
+void Trainer<T>::probe(const Context& context, MatrixView<const T> hidden, const LossBatch& batch, StepSums& sums) {
+  if (batch.row.empty()) return;
+  const TraceRange range("probe");
+  const Arena::Scope scope(context.arena);
+  try {
+    const auto [mass, tokens] =
+        out_of_set_mass<T>(context, hidden, model_.model->head_weight(), batch, model_.vocab, {}, kProbeTokens);
+    sums.probe_mass += mass;
+    sums.probe_tokens += tokens;
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kNonFinite) throw;  // else the loss is not finite either, and the step is skipped
+  }
+}
+
+template <class T>
 void Trainer<T>::accumulate(const Context& context, const PreparedMicroBatch& micro,
-                            VectorView<const std::int32_t> negatives, StepSums& sums) {
+                            VectorView<const std::int32_t> negatives, Place place, StepSums& sums) {
   if (micro.targets.size() == 0) return;
   const DecoderModel<T>& model = *model_.model;
   context.arena.reset();
@@ -70,27 +90,20 @@ void Trainer<T>::accumulate(const Context& context, const PreparedMicroBatch& mi
   typename DecoderModel<T>::ActivationsPtr activations;
   const MatrixView<T> hidden = [&] {
     const TraceRange range("forward");
-    return model.forward(context, micro.batch.token_batch(), recompute_, activations);
+    return model.forward(context, micro.batch.token_batch(), recompute_, activations,
+                         [&](std::int64_t first, std::int64_t last) { traffic_.wait_for_parameters(first, last); });
   }();
+  traffic_.wait_for_all_parameters();  // the head's are the last
   const MatrixView<T> d_hidden = context.arena.matrix<T>(hidden.rows, hidden.cols, "gradient of the hidden states");
-  if (!head(context, hidden, micro.targets.loss_batch(negatives), d_hidden, sums)) return;
+  LossBatch batch = micro.targets.loss_batch(micro.general ? VectorView<const std::int32_t>{} : negatives);
+  batch.needs_weight_gradient = model.head_gradient().data != nullptr;
+  if (!head(context, hidden, micro.general ? *general_loss_ : *loss_, batch, d_hidden, place, sums)) return;
+  probe(context, hidden, micro.probe.loss_batch(), sums);
 
-  if (micro.probe.size() > 0) {
-    const TraceRange range("probe");
-    const Arena::Scope scope(context.arena);
-    const auto [mass, tokens] = out_of_set_mass<T>(context, hidden, model.head_weight(), micro.probe.loss_batch(),
-                                                   model_.vocab, {}, kProbeTokens);
-    sums.probe_mass += mass;
-    sums.probe_tokens += tokens;
-  }
   const TraceRange range("backward");
-  model.backward(context, *activations, d_hidden);
-}
-
-template <class T>
-void Trainer<T>::reduce(const Context& context, bool last) {
-  const TraceRange range("reduce");
-  optimizer_->reduce_gradients(context, last);
+  std::function<void(std::int64_t, std::int64_t)> on_ready;
+  if (place.last) on_ready = [&](std::int64_t first, std::int64_t last) { traffic_.gradients_ready(first, last); };
+  model.backward(context, *activations, d_hidden, on_ready);
 }
 
 template <class T>
@@ -98,18 +111,25 @@ StepOutcome Trainer<T>::step(const PreparedStep& prepared, double lr, bool stop)
   const Context context = session_.context();
   StepSums sums;
   const std::size_t count = prepared.micro_batches.size();
-  for (std::size_t i = 0; i < count; ++i) {
-    accumulate(context, prepared.micro_batches[i], prepared.negatives, sums);
-    reduce(context, i + 1 == count);
+  if (losses_.size() < std::ssize(prepared.micro_batches)) {
+    losses_ = Buffer<double>(context.stream, std::ssize(prepared.micro_batches), "losses of micro-batches");
   }
-  if (count == 0) reduce(context, true);
+  zero(context.stream, losses_.view());
+  for (std::size_t i = 0; i < count; ++i) {
+    accumulate(context, prepared.micro_batches[i], prepared.negatives, {i, i + 1 == count}, sums);
+    if (i + 1 < count) optimizer_->reduce_gradients(context, false);
+  }
+  traffic_.finish_gradients();
 
-  if (session_.groups().tp_rank() != 0) sums = {};
+  const bool is_first_of_tensor = session_.groups().tp_rank() == 0;
+  if (!is_first_of_tensor) sums = {};
   sums.stop = stop ? 1.0 : 0.0;
   const StepResult result = [&] {
     const TraceRange range("step");
-    return optimizer_->step(context, lr, sums);
+    const VectorView<const double> losses = losses_.view();
+    return optimizer_->update(context, lr, sums, is_first_of_tensor ? losses : losses.slice(0, 0));
   }();
+  if (!result.skipped) traffic_.start_parameters();
 
   StepOutcome outcome;
   outcome.stop = result.sums.stop > 0.0;
@@ -123,6 +143,12 @@ StepOutcome Trainer<T>::step(const PreparedStep& prepared, double lr, bool stop)
   if (result.sums.probe_tokens > 0.0) metrics.out_of_set_mass = result.sums.probe_mass / result.sums.probe_tokens;
   metrics.head_ms = 1e3 * head_time_->take_seconds();
   return outcome;
+}
+
+template <class T>
+void Trainer<T>::settle() {
+  traffic_.wait_for_all_parameters();
+  session_.arena().reset();
 }
 
 template class Trainer<float>;

@@ -51,8 +51,7 @@ TEST(CheckReport, CountsTheDataAndTheSteps) {
   EXPECT_LE(report.step.max_tokens, 2 * 5);
   EXPECT_FALSE(report.store_exists);
   EXPECT_EQ(report.memory.store, 0);
-  ASSERT_EQ(report.warnings.size(), 2U);  // the tokenizer of the fixture has four ids
-  EXPECT_TRUE(mentions(report.warnings, "beyond the tokenizer's largest, 3"));
+  EXPECT_TRUE(report.warnings.empty());
 }
 
 TEST(CheckReport, PlansTheStoreThatIsToBeCollected) {
@@ -61,12 +60,12 @@ TEST(CheckReport, PlansTheStoreThatIsToBeCollected) {
   config.replay.store = fixture.folder / "store";
   config.replay.normalization = "tile";
   const CheckReport all = make_check_report(config, 1);
-  EXPECT_EQ(all.store_positions, all.data[0].statistics.targets);
-  EXPECT_GT(all.store_bytes, all.store_positions * 100);
+  EXPECT_EQ(all.store.positions, all.data[0].statistics.targets);
+  EXPECT_GT(all.store_bytes, all.store.positions * 100);
   EXPECT_GT(all.store_largest_bytes, all.store_bytes);
   config.replay.positions = "last";
   config.replay.budget = 1;
-  EXPECT_EQ(make_check_report(config, 1).store_positions, 20 - all.data[0].statistics.without_targets);
+  EXPECT_EQ(make_check_report(config, 1).store.positions, 20 - all.data[0].statistics.without_targets);
 }
 
 TEST(CheckReport, RefusesLayoutsThatDoNotFitAndNamesThoseThatDo) {
@@ -90,7 +89,7 @@ TEST(CheckReport, RefusesWhatTheRunWouldRefuse) {
   config.data.sequence_length = 1000;
   expect_refused(ErrorKind::kUsage, {"data.sequence_length = 1000", "256"}, config);
   config = fixture.config;
-  config.data.train = fixture.folder / "absent";
+  config.data.train = {fixture.folder / "absent"};
   expect_refused(ErrorKind::kData, {"absent.idx"}, config);
   config = fixture.config;
   config.model.path = fixture.folder / "absent";
@@ -109,7 +108,7 @@ TEST(CheckReport, RefusesWhatTheRunWouldRefuse) {
   documents.tokens[3][1] = 96;
   make_dataset(fixture.folder / "large_id", documents.tokens, documents.options);
   config = fixture.config;
-  config.data.train = fixture.folder / "large_id";
+  config.data.train = {fixture.folder / "large_id"};
   expect_refused(ErrorKind::kData, {"large_id", "96"}, config);
 
   write_file_atomically(fixture.folder / "model" / "tokenizer.json", R"({"model": {"vocab": {"a": 0, "b": 96}}})");

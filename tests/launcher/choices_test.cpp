@@ -100,7 +100,7 @@ TEST(Choices, ScoresAreThoseOfEveryChoiceAloneUnderEveryLayout) {
   const auto items = some_items();
   for (const std::int64_t max_length : {100, 5}) {
     const auto expected = score_slowly(fixture, items, max_length);
-    for (const auto& [tensor, data] : {std::pair{1, 1}, {2, 1}, {4, 1}, {1, 2}, {2, 2}, {1, 4}}) {
+    for (const auto& [tensor, data] : {std::pair{1, 1}, {4, 1}, {2, 2}, {1, 4}}) {
       const ScoredChoices scored = score_with(fixture, tensor, data, items, {max_length, 5, nullptr});
       ASSERT_EQ(scored.items.size(), items.size());
       for (std::size_t i = 0; i < items.size(); ++i) {

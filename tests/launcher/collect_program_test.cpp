@@ -166,6 +166,67 @@ TEST_P(StoreTrainingTest, LearnsProbesResumesAndDoesNotDependOnBatching) {
 }
 INSTANTIATE_TEST_SUITE_P(Heads, StoreTrainingTest, testing::Values("token", "tile", "full"));
 
+/// Two prefixes with recorded sets and one of general data, in one run.
+struct BlendProgram : CollectProgram {
+  BlendProgram() {
+    RandomDocumentsOptions options;
+    options.count = 9;
+    options.seed = 77;
+    general = random_documents(options);
+    make_dataset(folder / "general", general.tokens, general.options);
+    config.data.train = {folder / "data", folder / "held_out"};
+    config.data.weights = {0.75, 0.25};
+    config.data.general = {folder / "general"};
+    config.data.general_ratio = 0.3;
+    config.train.steps = 6;
+    config.train.checkpoint_every = 2;
+  }
+  RandomDocuments general;
+};
+
+TEST(BlendedTraining, CollectsAllPrefixesResumesBitForBitAndGuardsItsData) {
+  BlendProgram program;
+  std::vector<std::string> words = program.run_words("check");
+  words.resize(2);  // it takes no threads
+  const ProgramResult check = program.run(words);
+  for (const char* part : {"share", "epochs", "52.5 %", "17.5 %", "30.0 %"}) {
+    EXPECT_NE(check.printed.find(part), std::string::npos) << part << " is not in\n" << check.printed;
+  }
+  ASSERT_EQ(program.collect(2).exit_code, 0);
+  const auto records = read_store(program.config.replay.store);
+  EXPECT_EQ(records.size(), program.documents.tokens.size() + 5);
+  EXPECT_EQ(records.rbegin()->first, (std::uint64_t{1} << 48) + 4);
+
+  program.config.run.folder = program.folder / "whole";
+  const ProgramResult whole = program.train(2);
+  ASSERT_EQ(whole.exit_code, 0) << whole.printed;
+  EXPECT_NE(whole.printed.find("30.0 % of each batch"), std::string::npos) << whole.printed;
+  program.config.run.folder = program.folder / "killed";
+  EXPECT_NE(program.train(2, "train.step=4,rank=1").exit_code, 0);
+  ASSERT_EQ(program.train(2).exit_code, 0);
+  const auto lines = comparable_metrics(program.folder / "whole");
+  EXPECT_EQ(comparable_metrics(program.folder / "killed"), lines);
+  EXPECT_EQ(checkpoint_tensors(program.folder / "killed", 6), checkpoint_tensors(program.folder / "whole", 6));
+
+  program.config.run.folder = program.folder / "alone";  // the same samples on one rank
+  ASSERT_EQ(program.train(1).exit_code, 0);
+  const auto alone = comparable_metrics(program.folder / "alone");
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    if (!lines[i].contains("tokens")) continue;
+    EXPECT_EQ(alone[i]["tokens"], lines[i]["tokens"]);
+    EXPECT_NEAR(alone[i]["loss"].get<double>(), lines[i]["loss"].get<double>(), 1e-4);
+  }
+
+  const ProgramResult ratio = program.train(1, "", {"train.steps=8", "data.general_ratio=0.2"});
+  EXPECT_EQ(ratio.exit_code, 2) << ratio.printed;
+  EXPECT_NE(ratio.printed.find("data.general_ratio"), std::string::npos) << ratio.printed;
+  program.general.tokens[1][0] ^= 1;
+  make_dataset(program.folder / "general", program.general.tokens, program.general.options);
+  const ProgramResult general = program.train(1, "", {"train.steps=8"});
+  EXPECT_EQ(general.exit_code, 4) << general.printed;
+  EXPECT_NE(general.printed.find("other data than data.general"), std::string::npos) << general.printed;
+}
+
 TEST(StoreTraining, RefusesAStoreOfSomethingElseAndNamesIt) {
   CollectProgram program;
   ASSERT_EQ(program.collect().exit_code, 0);

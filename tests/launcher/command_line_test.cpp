@@ -46,7 +46,7 @@ TEST(CommandLine, SlipsAreNamed) {
   expect_ending(program.run({"store", "show", "x"}), 2, {"reprise store show --help"});
   expect_ending(program.run({"train", "run.toml", "--ranks", "0"}), 2, {"--ranks"});
   expect_ending(program.run({"eval", "--model", "x", "--data", "y", "--dtype", "int4"}), 2, {"int4", "bfloat16"});
-  expect_ending(program.run({"generate", "--model", "x"}), 2, {"--data PREFIX or --prompt IDS"});
+  expect_ending(program.run({"generate", "--model", "x"}), 2, {"--data PREFIX, --prompts FILE or --prompt IDS"});
 }
 
 TEST(CommandLine, AMisspeltKeyIsNamedOnceOnAnyNumberOfRanks) {
@@ -104,7 +104,7 @@ TEST(CommandLine, InitWritesARunFileThatCheckTakes) {
   const std::vector<std::string> words = {"init",
                                           file,
                                           fmt::format("model.path={}", program.config.model.path),
-                                          fmt::format("data.train={}", program.config.data.train),
+                                          fmt::format("data.train={}", program.config.data.train.front()),
                                           fmt::format("run.folder={}", program.config.run.folder),
                                           fmt::format("replay.store={}", (program.folder / "store").string()),
                                           "data.sequence_length=32"};
@@ -151,7 +151,7 @@ TEST(CommandLine, DoctorLooksAtTheMachineTheRanksAndThePaths) {
   const ProgramResult ranks = program.run({"doctor"}, 2);
   expect_ending(ranks, 0, {"started by mpirun as rank 0 of 2", "threads"});
   EXPECT_EQ(occurrences(ranks.printed, "machine\n"), 1U) << ranks.printed;
-  program.config.data.train = program.folder / "nowhere";
+  program.config.data.train = {program.folder / "nowhere"};
   write_file_atomically(file, to_toml(program.config));
   expect_ending(program.run({"doctor", file}), 2, {"problem: data.train"});
   expect_ending(program.run({"doctor", file}, 2), 2, {"problem: data.train"});

@@ -129,7 +129,7 @@ TEST_F(DataLoaderTest, EveryEpochHoldsEverySampleOnceInAnOrderOfItsOwn) {
   const DataLoader loader(*dataset_, options());
   std::vector<std::vector<std::int64_t>> epochs(3);
   for (std::int64_t sample = 0; sample < 3 * dataset_->size(); ++sample) {
-    epochs[static_cast<std::size_t>(sample / dataset_->size())].push_back(loader.document(sample));
+    epochs[static_cast<std::size_t>(sample / dataset_->size())].push_back(loader.order().document(sample));
   }
   EXPECT_NE(epochs[0], epochs[1]);
   EXPECT_NE(epochs[1], epochs[2]);
@@ -143,7 +143,7 @@ TEST_F(DataLoaderTest, EveryEpochHoldsEverySampleOnceInAnOrderOfItsOwn) {
   const DataLoader reseeded(*dataset_, other);
   std::int64_t same = 0;
   for (std::int64_t sample = 0; sample < dataset_->size(); ++sample) {
-    same += loader.document(sample) == reseeded.document(sample) ? 1 : 0;
+    same += loader.order().document(sample) == reseeded.order().document(sample) ? 1 : 0;
   }
   EXPECT_LT(same, dataset_->size() / 2);
 }
@@ -152,7 +152,7 @@ TEST_F(DataLoaderTest, WithoutShuffleTheOrderIsTheFiles) {
   DataLoaderOptions plain = options();
   plain.shuffle = false;
   const DataLoader loader(*dataset_, plain);
-  for (std::int64_t sample = 0; sample < 80; ++sample) EXPECT_EQ(loader.document(sample), sample % 37);
+  for (std::int64_t sample = 0; sample < 80; ++sample) EXPECT_EQ(loader.order().document(sample), sample % 37);
 }
 
 TEST_F(DataLoaderTest, AStepMayJoinTwoEpochs) {
@@ -180,7 +180,7 @@ TEST_F(DataLoaderTest, ResumingAtACursorGivesTheSameSteps) {
 }
 
 TEST_F(DataLoaderTest, StatisticsCountWhatIsCutAndWhatTrainsNothing) {
-  const DataLoader loader(*dataset_, options());
+  const DataStatistics statistics = count_data(*dataset_, 16);
   DataStatistics expected;
   for (std::size_t d = 0; d < documents_.size(); ++d) {
     const auto length = static_cast<std::int64_t>(documents_[d].size());
@@ -194,14 +194,14 @@ TEST_F(DataLoaderTest, StatisticsCountWhatIsCutAndWhatTrainsNothing) {
     expected.without_targets += targets == 0;
     expected.longest = std::max(expected.longest, length);
   }
-  EXPECT_EQ(loader.statistics().samples, expected.samples);
-  EXPECT_EQ(loader.statistics().tokens, expected.tokens);
-  EXPECT_EQ(loader.statistics().targets, expected.targets);
-  EXPECT_EQ(loader.statistics().truncated, expected.truncated);
+  EXPECT_EQ(statistics.samples, expected.samples);
+  EXPECT_EQ(statistics.tokens, expected.tokens);
+  EXPECT_EQ(statistics.targets, expected.targets);
+  EXPECT_EQ(statistics.truncated, expected.truncated);
   EXPECT_GT(expected.truncated, 0);
-  EXPECT_EQ(loader.statistics().without_targets, expected.without_targets);
+  EXPECT_EQ(statistics.without_targets, expected.without_targets);
   EXPECT_GT(expected.without_targets, 5);
-  EXPECT_EQ(loader.statistics().longest, expected.longest);
+  EXPECT_EQ(statistics.longest, expected.longest);
 }
 
 TEST_F(DataLoaderTest, PackingFillsRows) {
@@ -266,6 +266,105 @@ TEST_F(DataLoaderTest, CollectBatchNamesEveryTargetAndItsOwner) {
   }
 }
 
+/// A second prefix of 20 documents behind that of the fixture.
+class BlendTest : public DataLoaderTest {
+ protected:
+  void SetUp() override {
+    DataLoaderTest::SetUp();
+    std::vector<std::vector<std::int64_t>> documents;
+    for (std::size_t d = 0; d < 20; ++d) {
+      documents.emplace_back();
+      for (std::size_t i = 0; i < 2 + d % 9; ++i)
+        documents.back().push_back(static_cast<std::int64_t>(90000 + 10 * d + i));
+    }
+    make_dataset(folder_ / "second", documents);
+    blend_ = std::make_unique<JoinedDataset>(std::vector<std::string>{folder_ / "d", folder_ / "second"});
+  }
+
+  DataLoader loader(const DataLoaderOptions& options) const {
+    return {*blend_, options, SampleOrder(blend_->sizes(), {1.0, 2.0}, options.shuffle, options.seed)};
+  }
+
+  std::unique_ptr<JoinedDataset> blend_;
+};
+
+TEST_F(BlendTest, ADocumentIsThatOfItsPrefixWithItsOrdinal) {
+  ASSERT_EQ(blend_->size(), 57);
+  const IndexedDataset second(folder_ / "second", 0, 1);
+  EXPECT_EQ(blend_->num_tokens(), dataset_->num_tokens() + second.num_tokens());
+  for (std::int64_t d = 0; d < 57; ++d) {
+    const IndexedDataset& part = d < 37 ? *dataset_ : second;
+    const std::int64_t document = d < 37 ? d : d - 37;
+    const Sample sample = blend_->read(d), expected = part.read(document);
+    EXPECT_EQ(sample.id, expected.id);
+    EXPECT_EQ(sample.id >> 48, d < 37 ? 0u : 1u);
+    EXPECT_EQ(sample.tokens, expected.tokens);
+    EXPECT_EQ(sample.hash, expected.hash);
+    EXPECT_EQ(blend_->sample_id(d), sample.id);
+    EXPECT_EQ(blend_->length(d), part.length(document));
+    EXPECT_EQ(blend_->count_targets(d, 5), part.count_targets(document, 5));
+  }
+}
+
+TEST_F(BlendTest, LayoutNeverChangesWhatAStepTrainsOn) {
+  const auto targets_of = [&](DataLoaderOptions layout, std::int64_t first) {
+    std::vector<Target> targets;
+    for (layout.dp_rank = 0; layout.dp_rank < layout.dp_size; ++layout.dp_rank) {
+      const DataLoader part = loader(layout);
+      const DataLoader::Plan plan = part.plan(first);
+      for (std::int64_t i = 0; i < plan.size(); ++i) add_targets(part.load(plan, i), targets);
+    }
+    std::sort(targets.begin(), targets.end());
+    return targets;
+  };
+  for (const std::int64_t first : {0, 12, 120, 1200000}) {
+    const std::vector<Target> expected = targets_of(options(), first);
+    std::set<std::uint64_t> ordinals;
+    for (const Target& target : expected) ordinals.insert(std::get<0>(target) >> 48);
+    EXPECT_EQ(ordinals.size(), 2u);
+    for (const auto& [dp_size, micro_batch, pack] : {std::tuple{2, 1, true}, {3, 2, false}, {12, 4, true}}) {
+      DataLoaderOptions layout = options();
+      layout.dp_size = dp_size;
+      layout.micro_batch = micro_batch;
+      layout.pack = pack;
+      EXPECT_EQ(targets_of(layout, first), expected) << dp_size;
+    }
+  }
+}
+
+TEST_F(BlendTest, UnitsOfACollectionHoldEverySampleOfEveryPrefixOnce) {
+  std::vector<std::uint64_t> seen, expected;
+  for (std::int64_t unit = 0; unit < num_units(*blend_); ++unit) {
+    for (const MicroBatch& batch : load_unit(*blend_, unit, 5, 16)) {
+      seen.insert(seen.end(), batch.sample_id.begin(), batch.sample_id.end());
+    }
+  }
+  for (std::int64_t d = 0; d < blend_->size(); ++d) {
+    if (blend_->count_targets(d, 17) > 0) expected.push_back(blend_->sample_id(d));
+  }
+  EXPECT_EQ(seen, expected);
+}
+
+TEST_F(BlendTest, StatisticsAreThoseOfEachPrefixAndTheirSum) {
+  const auto parts = count_parts(*blend_, 16);
+  ASSERT_EQ(parts.size(), 2u);
+  EXPECT_EQ(parts[0].targets, count_data(*dataset_, 16).targets);
+  EXPECT_EQ(parts[1].samples, 20);
+  const DataStatistics sum = sum_of(parts), whole = count_data(*blend_, 16);
+  EXPECT_EQ(sum.samples, whole.samples);
+  EXPECT_EQ(sum.tokens, whole.tokens);
+  EXPECT_EQ(sum.targets, whole.targets);
+  EXPECT_EQ(sum.truncated, whole.truncated);
+  EXPECT_EQ(sum.without_targets, whole.without_targets);
+  EXPECT_EQ(sum.longest, whole.longest);
+}
+
+TEST_F(BlendTest, APrefixWithoutAnyTargetIsNamed) {
+  make_dataset(folder_ / "idle", {{1}, {}});
+  const JoinedDataset idle({folder_ / "d", folder_ / "idle"});
+  expect_error(ErrorKind::kData, {"idle", "none of the 2 documents"}, [&] { (void)count_parts(idle, 16); });
+}
+
 TEST_F(DataLoaderTest, OptionsOutOfRangeAreRefused) {
   const auto refused = [&](const std::string& message, auto change) {
     DataLoaderOptions wrong = options();
@@ -281,16 +380,14 @@ TEST_F(DataLoaderTest, OptionsOutOfRangeAreRefused) {
 TEST_F(DataLoaderTest, DataWithoutTargetsIsRefused) {
   make_dataset(folder_ / "none", {{1, 2, 3}, {4}}, {.masks = {{1, 0, 0}, {1}}});
   const IndexedDataset none(folder_ / "none");
-  expect_error(ErrorKind::kData, {"none of the 2 documents", "none"}, [&] { DataLoader(none, options()); });
+  expect_error(ErrorKind::kData, {"none of the 2 documents", "none"}, [&] { (void)count_data(none, 16); });
   make_dataset(folder_ / "empty", {});
   const IndexedDataset empty(folder_ / "empty");
-  expect_error(ErrorKind::kData, {"none of the 0 documents"}, [&] { DataLoader(empty, options()); });
+  expect_error(ErrorKind::kData, {"none of the 0 documents"}, [&] { (void)count_data(empty, 16); });
   // The only target lies behind the cut.
   make_dataset(folder_ / "late", {{1, 2, 3, 4}}, {.masks = {{0, 0, 0, 1}}});
   const IndexedDataset late(folder_ / "late");
-  DataLoaderOptions cut = options();
-  cut.sequence_length = 2;
-  expect_error(ErrorKind::kData, {"none of the 1 documents"}, [&] { DataLoader(late, cut); });
+  expect_error(ErrorKind::kData, {"none of the 1 documents"}, [&] { (void)count_data(late, 2); });
 }
 
 }  // namespace

@@ -127,6 +127,18 @@ TEST(LoraProgram, AdaptersBesideTheBaseAreTheMergedModel) {
             generated({"--model", program.at("merged1")}));
 }
 
+TEST(LoraProgram, MergesIntoTheBaseThatItWasTrainedBesideAlone) {
+  LoraProgram program;
+  program.train_into("run", 1);
+  make_model_folder(program.folder / "model", program.model, {.seed = 2});
+  const ProgramResult merge =
+      program.run({"export", "--run", program.at("run"), "--out", program.at("merged"), "--merge"});
+  EXPECT_EQ(merge.exit_code, static_cast<int>(ErrorKind::kCheckpoint)) << merge.printed;
+  EXPECT_NE(merge.printed.find("was trained beside other weights"), std::string::npos) << merge.printed;
+  EXPECT_FALSE(std::filesystem::exists(program.folder / "merged"));
+  (void)program.expect_done(program.run({"export", "--run", program.at("run"), "--out", program.at("adapter")}));
+}
+
 TEST(LoraProgram, CollectsThroughAnAdapterAndTrainsOnFromIt) {
   LoraProgram program;
   program.config.optimizer.lr = 0.05;

@@ -45,7 +45,7 @@ TEST(MetricsFile, AStepIsOneLineWithoutWhatWasNotMeasured) {
     full.angles = AngleStatistics{.mean = 30.5, .max = 91.0, .quantiles = {1, 2, 3, 4, 5}, .clipped_share = 0.25};
     full.out_of_set_mass = 0.0625;
     file.write(full);
-    file.write_evaluation(2, "data/test", 1.5, 1000);
+    file.write_evaluation(2, "data/test", 1.5, 0.75, 1000);
     EXPECT_EQ(file.bytes(), static_cast<std::int64_t>(std::filesystem::file_size(path)));
   }
   const auto lines = read_lines(path);
@@ -61,6 +61,7 @@ TEST(MetricsFile, AStepIsOneLineWithoutWhatWasNotMeasured) {
   EXPECT_EQ(lines[2].at("clipped_share"), 0.25);
   EXPECT_EQ(lines[2].at("out_of_set_mass"), 0.0625);
   EXPECT_EQ(lines[3].at("eval"), "data/test");
+  EXPECT_EQ(lines[3].at("top1"), 0.75);
   EXPECT_EQ(lines[3].at("tokens"), 1000);
 }
 

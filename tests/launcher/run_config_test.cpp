@@ -23,13 +23,14 @@ void expect_usage_error(std::string_view text, const std::vector<std::string>& p
 /// Another legal value than the default for every key.
 RunConfig changed_config() {
   RunConfig config;
-  config.model = {"models/llama \"8B\"", "bfloat16"};
-  config.data = {"data/train", {"data/a", "data/b"}, 4096, true, false, 7};
+  config.model = {"models/llama \"8B\"", "bfloat16", 128000};
+  config.data = {{"data/x", "data/y"}, {0.7, 0.3}, {"data/web"}, 0.25, {"data/a", "data/b"}, 4096, true, false, 7};
   config.replay = {"/scratch/store", 0.98, 256, 2, "bucket", 64, "token", 16, 512, true, "skip"};
   config.optimizer = {"adamw", 2e-5, {0.85, 0.999}, 1e-6, 0.1, 0.5, 60.0, "global", "project", 2, 3};
+  config.lora = {8, 32.0, true, {"q_proj", "v_proj"}, "adapters/first"};
   config.schedule = {20, "linear", 0.0};
   config.train = {12345, 2.5, 128, 8, "layer", 25, 50, 5, 10, 7, 11};
-  config.parallel = {4, true, "cpu", "mpi"};
+  config.parallel = {4, true, false, "cpu", "mpi"};
   config.run = {"runs/second"};
   return config;
 }
@@ -115,7 +116,7 @@ TEST(RunConfig, WrongTypesAreNamed) {
   expect_usage_error("[train]\nsteps = 1.5\n", {"an integer, not a float"});
   expect_usage_error("[optimizer]\nlr = \"1e-4\"\n", {"optimizer.lr must be a number, not a string"});
   expect_usage_error("[data]\npack = 1\n", {"data.pack must be true or false, not an integer"});
-  expect_usage_error("[data]\neval = \"data/a\"\n", {"data.eval must be a list of strings", "not a string"});
+  expect_usage_error("[data]\neval = 5\n", {"data.eval must be a string or a list of strings", "not an integer"});
   expect_usage_error("[optimizer]\nbetas = [0.9, true]\n", {"optimizer.betas must be a list of numbers"});
   expect_usage_error("[model]\npath = 2024-01-01\n", {"model.path must be a string", "not a date or time"});
   expect_usage_error("train = 5\n", {"\"train\" must be a section", "steps"});
@@ -125,6 +126,25 @@ TEST(RunConfig, WrongTypesAreNamed) {
 TEST(RunConfig, IntegersMayStandForNumbers) {
   EXPECT_EQ(parse("[optimizer]\nmax_angle = 60\nclip_norm = 0\n").optimizer.max_angle, 60.0);
   EXPECT_EQ(parse("[optimizer]\nbetas = [0, 0.5]\n").optimizer.betas[0], 0.0);
+}
+
+TEST(RunConfig, OnePrefixNeedsNoList) {
+  EXPECT_EQ(parse("[data]\ntrain = \"data/a\"\n").data.train, (std::vector<std::string>{"data/a"}));
+  EXPECT_EQ(parse("[data]\ntrain = [\"a\", \"b\"]\n").data.train, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(parse("", {"data.train=data/a"}).data.train, (std::vector<std::string>{"data/a"}));
+  EXPECT_EQ(parse("", {"data.train=a,b", "data.weights=7,3"}).data.weights, (std::vector<double>{7.0, 3.0}));
+  EXPECT_EQ(parse("").general_ratio(), 0.0);
+  EXPECT_EQ(parse("", {"data.general=web"}).general_ratio(), 0.1);
+}
+
+TEST(RunConfig, BlendsThatCannotBeAreRefused) {
+  expect_usage_error("[data]\ntrain = []\n", {"run.toml:2:1", "data.train is empty"});
+  expect_usage_error("[data]\ntrain = [\"a\", \"\"]\n", {"data.train", "not empty"});
+  expect_usage_error("[data]\ntrain = [\"a\", \"b\", \"a\"]\n", {"data.train names \"a\" twice", "data.weights"});
+  expect_usage_error("[data]\nweights = [1.0, 2.0]\n", {"run.toml:2:1", "2 numbers", "the 1 prefixes"});
+  expect_usage_error("[data]\ntrain = [\"a\", \"b\"]\nweights = [1.0, 0.0]\n", {"data.weights", "above 0"});
+  expect_usage_error("[data]\ngeneral_ratio = 1.0\n", {"data.general_ratio = 1.0"});
+  expect_usage_error("[data]\ngeneral_ratio = 0.0\n", {"data.general_ratio = 0.0"});
 }
 
 TEST(RunConfig, ValuesOutOfRangeAreNamedWithTheLegalOnes) {
@@ -207,6 +227,7 @@ TEST(RunConfig, KeysWithoutEffectAreNoted) {
       {{"replay.positions=last"}, "replay.positions"},
       {{"train.seed=2"}, "train.seed"},
       {{"data.shuffle=false", "data.seed=2"}, "data.seed"},
+      {{"data.general_ratio=0.2"}, "data.general_ratio"},
       {{"train.epochs=1", "train.steps=5"}, "train.steps"},
       {{"data.eval=data/a"}, "data.eval"},
       {{"train.eval_every=5"}, "train.eval_every"},
@@ -248,6 +269,10 @@ TEST(RunConfig, EpochsGiveSteps) {
   config.train.epochs = 2.5;
   EXPECT_EQ(total_steps(config, 1000), 79);  // 2500 / 32 = 78.1
   EXPECT_EQ(total_steps(config, 1), 1);
+  config.data.general = {"web"};  // of the 32 samples of a step, 8 are others
+  config.data.general_ratio = 0.25;
+  EXPECT_EQ(total_steps(config, 1000), 105);
+  config.data.general.clear();
   config.train.epochs = 1e300;
   expect_error(ErrorKind::kUsage, {"train.epochs", "too many"}, [&] { (void)total_steps(config, 1000); });
 }

@@ -1,15 +1,12 @@
-#include "launcher/run_estimate.hpp"
-
 #include <gtest/gtest.h>
 
 #include <map>
 #include <mutex>
 
 #include "launcher/check_report.hpp"
-#include "launcher/store_provenance.hpp"
 #include "launcher/trainer.hpp"
 #include "parallel/thread_communicator.hpp"
-#include "tests/support/expect_error.hpp"
+#include "tests/launcher/recorded_store.hpp"
 #include "tests/support/run_fixture.hpp"
 
 // The estimates of `check` beside one training step that is really made.
@@ -17,49 +14,18 @@
 namespace reprise {
 namespace {
 
-/// Sets of eight ids a target, gold among them.
-SampleRecords records_of(const Sample& sample) {
-  SampleRecords records;
-  records.sample_id = sample.id;
-  records.sample_hash = sample.hash;
-  for (std::int64_t p = 0; p + 1 < sample.size(); ++p) {
-    const auto next = static_cast<std::size_t>(p + 1);
-    if (sample.mask[next] == 0) continue;
-    const auto gold = static_cast<std::uint32_t>(sample.tokens[next]);
-    const std::uint32_t first = gold < 8 ? 0 : gold - 7;
-    records.position.push_back(static_cast<std::uint32_t>(p));
-    records.gold.push_back(gold);
-    records.flags.push_back(0);
-    records.mass.push_back(0.9f);
-    records.confidence.push_back(0.5f);
-    for (std::uint32_t id = first; id <= std::max(gold, first + 7); ++id) records.ids.push_back(id);
-    records.id_begin.push_back(static_cast<std::int64_t>(records.ids.size()));
-  }
-  return records;
-}
-
-void write_store(const RunConfig& config) {
-  const StoreProvenance provenance = store_provenance(config);
-  const IndexedDataset dataset(config.data.train);
-  {
-    ReplayStoreWriter writer(config.replay.store, 0, provenance, 1);
-    for (std::int64_t d = 0; d < dataset.size(); ++d) writer.append(records_of(dataset.read(d)));
-    writer.commit(1);
-  }
-  finish_store(config.replay.store, provenance, 1, "{}");
-}
-
 struct Layout {
   std::int64_t tensor = 1, data = 1, zero_stage = 1;
-  bool sequence_parallel = false, recompute = false, qwen3 = false, full = false;
+  bool sequence_parallel = false, qwen3 = false;
+  std::string recompute = "none", normalization = "tile";
   std::string dtype = "float32";
 };
 
 std::string name_of_layout(const testing::TestParamInfo<Layout>& info) {
   const Layout& layout = info.param;
   return fmt::format("tp{}dp{}zero{}{}{}{}{}{}", layout.tensor, layout.data, layout.zero_stage,
-                     layout.sequence_parallel ? "sp" : "", layout.recompute ? "recompute" : "",
-                     layout.qwen3 ? "qwen3" : "", layout.full ? "full" : "tile", layout.dtype);
+                     layout.sequence_parallel ? "sp" : "", layout.recompute, layout.qwen3 ? "qwen3" : "",
+                     layout.normalization, layout.dtype);
 }
 
 /// Long rows, so that what grows with tokens outweighs what does not.
@@ -76,13 +42,13 @@ RunConfig make_run(RunFixture& fixture, const Layout& layout) {
   config.model.dtype = layout.dtype;
   config.parallel.tensor = layout.tensor;
   config.parallel.sequence_parallel = layout.sequence_parallel;
-  config.train.recompute = layout.recompute ? "layer" : "none";
+  config.train.recompute = layout.recompute;
   config.train.steps = 1;
   config.train.probe_every = 0;
   config.optimizer.name = "moclip";
   config.optimizer.zero_stage = layout.zero_stage;
-  if (!layout.full) {
-    config.replay.normalization = "tile";
+  config.replay.normalization = layout.normalization;
+  if (layout.normalization != "full") {
     config.replay.store = fixture.folder / "store";
     config.replay.k_max = 8;
     write_store(config);
@@ -161,20 +127,25 @@ TEST_P(RunEstimateTest, AgreesWithAStepThatIsMade) {
     EXPECT_TRUE(made.counts.contains(key) || key.first == "kv") << key.first << " " << name_of(key.second);
   }
 
-  const MemoryEstimate& memory = report.memory;
+  const RunShape run(report.model, config, layout.tensor * layout.data);
+  const MemoryEstimate memory = estimate_memory(run, report.step, report.store, {.threads = 1});
   EXPECT_EQ(memory.weights + memory.gradients + memory.optimizer, made.parameter_bytes + made.optimizer_bytes);
   const auto arena = static_cast<double>(made.arena_bytes);
-  EXPECT_NEAR(static_cast<double>(memory.activations + memory.head), arena, 0.2 * arena);
+  EXPECT_NEAR(static_cast<double>(memory.arena()), arena, 0.1 * arena);
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Layouts, RunEstimateTest,
-    testing::Values(Layout{}, Layout{.full = true}, Layout{.recompute = true}, Layout{.tensor = 2},
-                    Layout{.tensor = 2, .sequence_parallel = true},
-                    Layout{.tensor = 2, .sequence_parallel = true, .recompute = true, .full = true},
+    testing::Values(Layout{}, Layout{.normalization = "token"}, Layout{.normalization = "full"},
+                    Layout{.recompute = "layer"}, Layout{.recompute = "selective"},
+                    Layout{.qwen3 = true, .recompute = "selective"}, Layout{.tensor = 2},
+                    Layout{.tensor = 2, .sequence_parallel = true}, Layout{.tensor = 2, .recompute = "selective"},
+                    Layout{.tensor = 2, .sequence_parallel = true, .recompute = "selective"},
+                    Layout{.tensor = 2, .sequence_parallel = true, .recompute = "layer", .normalization = "full"},
                     Layout{.tensor = 2, .data = 2, .zero_stage = 2}, Layout{.data = 2, .zero_stage = 0},
                     Layout{.data = 4, .zero_stage = 2, .dtype = "bfloat16"},
                     Layout{.tensor = 4, .qwen3 = true, .dtype = "bfloat16"},
+                    Layout{.normalization = "full", .dtype = "bfloat16"},
                     Layout{.tensor = 2, .data = 2, .zero_stage = 1, .sequence_parallel = true, .dtype = "bfloat16"}),
     name_of_layout);
 
@@ -190,10 +161,10 @@ TEST(RunEstimate, ALargeModelOnManyRanksIsPlannedFromItsShapeAlone) {
   RunConfig config;
   config.model.dtype = "bfloat16";
   config.parallel.tensor = 8;
-  const RunEstimate estimate(model, config, 64);
-  EXPECT_EQ(estimate.parameters(), 8030261248);
-  const MemoryEstimate memory = estimate.memory(
-      {.micro_batches = 1, .tokens = 8192, .targets = 4096, .max_tokens = 8192, .max_targets = 4096}, 0, 0);
+  const RunShape run(model, config, 64);
+  EXPECT_EQ(run.parameters, 8030261248);
+  const MemoryEstimate memory = estimate_memory(
+      run, {.micro_batches = 1, .tokens = 8192, .targets = 4096, .max_tokens = 8192, .max_targets = 4096}, {});
   EXPECT_NEAR(static_cast<double>(memory.weights), 2.0 * 8030261248 / 8, 0.01 * 8030261248);
   EXPECT_NEAR(static_cast<double>(memory.optimizer), 12.0 * 8030261248 / 64, 0.01 * 8030261248);
   EXPECT_GT(memory.activations, std::int64_t{1} << 30);
@@ -202,10 +173,10 @@ TEST(RunEstimate, ALargeModelOnManyRanksIsPlannedFromItsShapeAlone) {
 
 TEST(StoreEstimate, IsBetweenPackedAndRawIds) {
   const std::int64_t positions = 1000, ids = 100000;
-  EXPECT_GT(store_disk_bytes(positions, ids, false), ids);
-  EXPECT_LT(store_disk_bytes(positions, ids, false), 2 * ids);
-  EXPECT_EQ(store_disk_bytes(positions, ids, true), store_disk_bytes(positions, ids, false) + 2 * ids);
-  EXPECT_GT(store_memory_bytes(positions, ids, false), ids);
+  EXPECT_GT(store_disk_bytes({positions, ids}, false), ids);
+  EXPECT_LT(store_disk_bytes({positions, ids}, false), 2 * ids);
+  EXPECT_EQ(store_disk_bytes({positions, ids}, true), store_disk_bytes({positions, ids}, false) + 2 * ids);
+  EXPECT_GT(store_memory_bytes({positions, ids}, false), ids);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/transfer.hpp"
+#include "launcher/joined_dataset.hpp"
 #include "launcher/model_session.hpp"
 #include "launcher/store_provenance.hpp"
 #include "loss/candidate_tiles.hpp"
@@ -122,7 +123,7 @@ inline Sets make_store(const RunFixture& fixture) {
   std::mt19937_64 generator(7);
   Sets sets;
   const StoreProvenance provenance = store_provenance(fixture.config);
-  const IndexedDataset dataset(fixture.config.data.train);
+  const JoinedDataset dataset(fixture.config.data.train);
   ReplayStoreWriter writer(fixture.config.replay.store, 0, provenance);
   for (std::int64_t d = 0; d < dataset.size(); ++d) {
     const Sample sample = dataset.read(d);

@@ -44,9 +44,7 @@ std::vector<WrongInput> wrong_inputs() {
       {"UnsupportedFamily", [](ProgramFixture& p) { write_config(p, "model_type", "gpt2"); }, 2, {"gpt2"}},
       {"VocabularyOfOtherSize", [](ProgramFixture& p) { write_config(p, "vocab_size", 97); }, 2, {"96", "97"}},
       {"TokenizerBeyondTheModel",
-       [](ProgramFixture& p) {
-         write_file_atomically(p.folder / "model/tokenizer.json", tokenizer_json(200).dump());
-       },
+       [](ProgramFixture& p) { write_file_atomically(p.folder / "model/tokenizer.json", tokenizer_json(200).dump()); },
        2,
        {"tokenizer has id 199", "96 rows"}},
       {"VocabularyBeyondTheModel", [](ProgramFixture& p) { p.config.model.vocab_size = 97; }, 2, {"97", "96 rows"}},
@@ -66,7 +64,7 @@ std::vector<WrongInput> wrong_inputs() {
        [](ProgramFixture& p) { p.config.data.sequence_length = 1000; },
        2,
        {"data.sequence_length", "256"}},
-      {"MissingData", [](ProgramFixture& p) { p.config.data.train = p.folder / "nothing"; }, 3, {"nothing.idx"}},
+      {"MissingData", [](ProgramFixture& p) { p.config.data.train = {p.folder / "nothing"}; }, 3, {"nothing.idx"}},
       {"MissingEvaluationData", [](ProgramFixture& p) { p.config.data.eval = {p.folder / "nothing"}; }, 3, {"nothing"}},
       {"TruncatedTokens", [](ProgramFixture& p) { cut(p.folder / "data.bin", 3); }, 3, {"data.bin"}},
       {"TruncatedIndex", [](ProgramFixture& p) { cut(p.folder / "data.idx", 3); }, 3, {"data.idx"}},

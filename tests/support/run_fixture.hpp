@@ -68,7 +68,7 @@ struct RunFixture {
     make_dataset(folder / "held_out", other.tokens, other.options);
 
     config.model.path = folder / "model";
-    config.data.train = folder / "data";
+    config.data.train = {folder / "data"};
     config.data.sequence_length = 32;
     config.replay.store = "";
     config.replay.normalization = "full";
