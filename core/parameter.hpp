@@ -48,8 +48,9 @@ struct FlatLayout {
 };
 
 /// Lays parameters out in declaration order, those with sum_over_tp behind all others in buckets of their own. A bucket
-/// closes once it holds bucket_elements, but not behind a parameter with joins_next; its end is padded so that `shard_count` equal shards are 64-byte aligned.
-/// Slots start at multiples of 16 elements. Padding elements are zero for ever and belong to no group.
+/// closes once it holds bucket_elements, but not behind a parameter with joins_next; its end is padded so that
+/// `shard_count` equal shards are 64-byte aligned. Slots start at multiples of 16 elements. Padding elements are zero
+/// for ever and belong to no group.
 [[nodiscard]] FlatLayout make_flat_layout(const std::vector<ParameterSpec>& specs, std::int64_t bucket_elements,
                                           std::int64_t shard_count);
 

@@ -401,7 +401,8 @@ class CommandLine {
         ->capture_default_str()
         ->type_name("DTYPE");
     command
-        .add_option("--vocab-size", options.vocab_size, "Ids that may occur (default: those of tokenizer.json, else all)")
+        .add_option("--vocab-size", options.vocab_size,
+                    "Ids that may occur (default: those of tokenizer.json, else all)")
         ->check(at_least_one())
         ->type_name("N");
   }

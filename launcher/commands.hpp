@@ -28,7 +28,7 @@ void train_command(Session& session, const RunConfig& config, const TrainFlags& 
 struct EvalOptions {
   std::filesystem::path model;
   std::filesystem::path adapter;  ///< PEFT folder, or empty
-  std::int64_t vocab_size = 0;  ///< see read_decoder_config
+  std::int64_t vocab_size = 0;    ///< see read_decoder_config
   std::string dtype = "float32";
   std::vector<std::string> data;     ///< prefixes
   std::filesystem::path choices;     ///< or a file of multiple-choice items
@@ -44,7 +44,7 @@ void eval_command(Session& session, const EvalOptions& options);
 struct GenerateOptions {
   std::filesystem::path model;
   std::filesystem::path adapter;  ///< PEFT folder, or empty
-  std::int64_t vocab_size = 0;  ///< see read_decoder_config
+  std::int64_t vocab_size = 0;    ///< see read_decoder_config
   std::string dtype = "float32";
   std::string data;                  ///< prefix: every document's tokens before its first trained token are a prompt
   std::filesystem::path prompts;     ///< or JSON lines {"tokens": [ids]}
@@ -67,7 +67,7 @@ struct ExportCommandOptions {
   std::filesystem::path run;     ///< run folder
   std::filesystem::path output;  ///< Hugging Face folder to be made
   std::string dtype = "source";  ///< every tensor as in the source folder (adapters: float32), or one dtype for all
-  std::int64_t step = -1;  ///< of the checkpoint; -1 = newest verified
+  std::int64_t step = -1;        ///< of the checkpoint; -1 = newest verified
   bool best = false;
   bool merge = false;                  ///< of a run with [lora]: the merged model, else its adapters alone
   std::string max_shard_size = "5GB";  ///< bytes, or a number with K, M, G (powers of 1000) or Ki, Mi, Gi

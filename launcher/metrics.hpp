@@ -26,8 +26,8 @@ struct StepMetrics {
 
 /// `<run>/metrics.jsonl`: first line {"schema": 1, ...}, then one object a step ("step loss lr grad_norm angle_mean
 /// angle_max clipped_share angle_quantiles skipped tokens out_of_set_mass head_ms step_ms tokens_per_second
-/// memory_bytes") and one per evaluation ("step eval loss top1 tokens"). Numbers by shortest round trip. Rank 0 only. Each
-/// line is flushed; failures throw Error(kDisk).
+/// memory_bytes") and one per evaluation ("step eval loss top1 tokens"). Numbers by shortest round trip. Rank 0 only.
+/// Each line is flushed; failures throw Error(kDisk).
 class MetricsFile {
  public:
   /// `keep_bytes` of an existing file stay (resume), the rest is cut; 0 starts a new file.

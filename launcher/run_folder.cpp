@@ -19,7 +19,8 @@ namespace {
 
 /// Keys that may change between the parts of a run: they move files, ranks or reports, not the mathematics. Contents
 /// of files are compared by their hashes.
-constexpr std::array<std::string_view, 23> kFreeKeys = {"lora.adapter", "model.path",
+constexpr std::array<std::string_view, 23> kFreeKeys = {"lora.adapter",
+                                                        "model.path",
                                                         "data.train",
                                                         "data.general",
                                                         "data.eval",

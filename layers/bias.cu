@@ -1,6 +1,5 @@
-#include "layers/bias.hpp"
-
 #include "core/cuda/launch.hpp"
+#include "layers/bias.hpp"
 #include "layers/column_sum.cuh"
 #include "layers/row_packs.cuh"
 

@@ -108,8 +108,10 @@ void FullCrossEntropy<T>::for_each_block(const Context& context, MatrixView<cons
 }
 
 template <class T>
-typename FullCrossEntropy<T>::Output FullCrossEntropy<T>::launch_forward(const Context& context, MatrixView<const T> hidden,
-                                                                  MatrixView<const T> weight, const LossBatch& batch) {
+typename FullCrossEntropy<T>::Output FullCrossEntropy<T>::launch_forward(const Context& context,
+                                                                         MatrixView<const T> hidden,
+                                                                         MatrixView<const T> weight,
+                                                                         const LossBatch& batch) {
   check_head_shapes(context, vocab_, hidden, weight);
   const std::int64_t total_rows = count_total_rows(context, hidden.rows, batch);
   check_targets(batch, total_rows, vocab_.vocab_size);

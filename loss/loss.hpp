@@ -46,10 +46,10 @@ class HeadLoss {
 
   /// What forward leaves, in the context's arena, the same bits on every tp rank.
   struct Output {
-    VectorView<float> token_loss;           ///< [T] l_t in nats (= - log-probability of gold within the candidates)
-    double weighted_sum = 0.0;              ///< sum_t w_t l_t; 0 after launch_forward: it is in `summary`
-    double weight_sum = 0.0;                ///< sum_t w_t
-    std::int64_t tokens = 0;                ///< tokens with w_t > 0
+    VectorView<float> token_loss;             ///< [T] l_t in nats (= - log-probability of gold within the candidates)
+    double weighted_sum = 0.0;                ///< sum_t w_t l_t; 0 after launch_forward: it is in `summary`
+    double weight_sum = 0.0;                  ///< sum_t w_t
+    std::int64_t tokens = 0;                  ///< tokens with w_t > 0
     VectorView<const LossSummary> summary{};  ///< [1] on the device
   };
 

@@ -23,8 +23,7 @@ TEST(FullCrossEntropyTest, PlansBlocksWithinTheBudget) {
 // Several blocks each way with a short one at the end, kept and computed again, on every sharding.
 template <class T>
 void check_blocks(const HeadProblem& problem, std::int64_t kept_logits) {
-  const LogitBudget budget{
-      .block_tokens = 24, .block_logits = 24 * 32, .min_block_ids = 8, .kept_logits = kept_logits};
+  const LogitBudget budget{.block_tokens = 24, .block_logits = 24 * 32, .min_block_ids = 8, .kept_logits = kept_logits};
   for (const int tp : {1, 2, 3}) {
     for (const bool sequence_parallel : {false, true}) {
       run_device_ranks(tp, [&](Communicator& world) {

@@ -105,12 +105,9 @@ TEST_P(HeadLossShardingTest, TilesOfManySizes) {
     tokens = 76;
   }
   for (const std::int64_t tile_tokens : sizes) {
-    check<float>(Normalization::kTile, {.rows = tokens + 11,
-                                        .depth = 37,
-                                        .vocab = 90,
-                                        .tokens = tokens,
-                                        .tile_tokens = tile_tokens,
-                                        .negatives = 7});
+    check<float>(
+        Normalization::kTile,
+        {.rows = tokens + 11, .depth = 37, .vocab = 90, .tokens = tokens, .tile_tokens = tile_tokens, .negatives = 7});
   }
 }
 
@@ -185,7 +182,8 @@ double weighted_sum(const HeadProblem& problem, Normalization normalization) {
 }
 
 TEST(HeadLossTest, GradientsAgreeWithFiniteDifferences) {
-  const std::size_t stride = test_stream().is_cpu() ? 1 : 11;  // a few coordinates of every kind where a forward is slow
+  const std::size_t stride =
+      test_stream().is_cpu() ? 1 : 11;  // a few coordinates of every kind where a forward is slow
   for (const Normalization normalization : kAllNormalizations) {
     HeadProblem problem = problem_for(normalization, {.rows = 4,
                                                       .depth = 5,

@@ -15,8 +15,8 @@ thread_local constinit dim3 blockDim, gridDim;
 
 namespace cuda_emulation {
 
-thread_local Thread* current_thread = nullptr;
-thread_local LaunchState* current_launch = nullptr;
+thread_local constinit Thread* current_thread = nullptr;
+thread_local constinit LaunchState* current_launch = nullptr;
 
 namespace {
 

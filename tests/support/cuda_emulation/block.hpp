@@ -67,8 +67,8 @@ struct LaunchState {
 };
 
 /// The running device thread and its launch; null outside kernels.
-extern thread_local Thread* current_thread;
-extern thread_local LaunchState* current_launch;
+extern thread_local constinit Thread* current_thread;
+extern thread_local constinit LaunchState* current_launch;
 
 /// Runs every block of the grid, one after another, on the calling host thread. Throws Fault.
 void run_grid(const LaunchState& launch, const std::function<void()>& kernel, const Settings& settings);
