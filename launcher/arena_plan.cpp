@@ -3,8 +3,8 @@
 #include <string_view>
 
 #include "loss/candidate_gradient.hpp"
-#include "loss/full_cross_entropy.hpp"
 #include "loss/head_unit.hpp"
+#include "loss/logit_blocks.hpp"
 
 namespace reprise {
 

@@ -9,7 +9,7 @@
 #include "core/error.hpp"
 #include "core/trace.hpp"
 #include "launcher/json_lines.hpp"
-#include "launcher/target_statistics.hpp"
+#include "loss/target_statistics.hpp"
 
 namespace reprise {
 

@@ -13,6 +13,7 @@
 #include "launcher/command_help.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/launch_environment.hpp"
+#include "launcher/model_command_flags.hpp"
 #include "launcher/plan.hpp"
 #include "launcher/session.hpp"
 
@@ -235,27 +236,7 @@ class CommandLine {
         "Choices are JSON lines of token ids; `python -m reprise choices` makes them from texts.\nExamples:\n  mpirun "
         "-n 2 --bind-to none reprise eval --model MODEL --data data/test --json\n  reprise eval --model MODEL --data "
         "data/domain --store store\n  reprise eval --model MODEL --choices mmlu.jsonl");
-    add_model_options(added, eval_);
-    auto* data = added.add_option("--data", eval_.data, "Prefix of .bin .idx (.mask.bin); several are told apart");
-    data->type_name("PREFIX...");
-    auto* choices = added.add_option("--choices", eval_.choices, "Multiple choice: context, choices, answer a line");
-    choices->excludes(data)->type_name("FILE.jsonl");
-    added.add_option("--store", eval_.store, "Measure the probability outside the sets of this replay store, too")
-        ->excludes(choices)
-        ->type_name("STORE");
-    added.add_option("--sequence-length", eval_.sequence_length, "Longer samples are cut (default: the model's limit)")
-        ->check(at_least_one())
-        ->type_name("N");
-    added.add_option("--micro-batch", eval_.micro_batch, "Samples at a time")
-        ->check(at_least_one())
-        ->capture_default_str()
-        ->type_name("N");
-    added.add_option("--per-token", eval_.per_token, "Write the log-probability of every target token, in data order")
-        ->excludes(choices)
-        ->type_name("FILE.npy");
-    added.add_option("--per-sample", eval_.per_sample, "Write a line for every sample or choice item")
-        ->type_name("FILE.jsonl");
-    added.add_flag("--json", eval_.json, "Print JSON, a line for each prefix");
+    add_flags(added, eval_);
     grid_.add_to(added);
     added.callback([this] {
       require(!eval_.data.empty() || !eval_.choices.empty(), ErrorKind::kUsage,
@@ -272,32 +253,7 @@ class CommandLine {
         "order of the rules is temperature, top-k, top-p; the same seed gives the same\ntexts whatever the batch and "
         "the ranks.\nExamples:\n  reprise generate --model MODEL --data data/test --out answers.jsonl\n  reprise "
         "generate --model MODEL --prompts prompts.jsonl --temperature 0.7 --top-p 0.9\n    --num-samples 4");
-    add_model_options(added, generate_);
-    auto* data = added.add_option("--data", generate_.data,
-                                  "Prefix of .bin .idx .mask.bin: what precedes the first trained token is a prompt");
-    data->type_name("PREFIX");
-    auto* prompts = added.add_option("--prompts", generate_.prompts, "JSON lines {\"tokens\": [ids]}, one a prompt");
-    prompts->excludes(data)->type_name("FILE.jsonl");
-    added.add_option("--prompt", generate_.prompt, "One prompt as token ids, e.g. 1,15,27")
-        ->delimiter(',')
-        ->excludes(data)
-        ->excludes(prompts)
-        ->type_name("IDS");
-    added.add_option("--max-tokens", generate_.max_tokens, "New tokens a prompt at most")
-        ->check(at_least_one())
-        ->capture_default_str()
-        ->type_name("N");
-    added.add_option("--batch", generate_.batch, "Prompts at a time; the next takes the place of one that ends")
-        ->check(at_least_one())
-        ->capture_default_str()
-        ->type_name("N");
-    add_sampling(added);
-    added.add_option("--stop-ids", generate_.stop_ids, "Token ids that end a text, beside the model's end tokens")
-        ->delimiter(',')
-        ->type_name("IDS");
-    added.add_flag("--ignore-eos", generate_.ignore_eos, "Do not end at the model's end tokens");
-    added.add_flag("--log-probs", generate_.log_probs, "Add each token's log-probability under the model");
-    added.add_option("--out", generate_.output, "JSONL file (default: standard output)")->type_name("FILE");
+    add_flags(added, generate_);
     grid_.add_to(added);
     added.callback([this] {
       require(!generate_.data.empty() || !generate_.prompts.empty() || !generate_.prompt.empty(), ErrorKind::kUsage,
@@ -308,45 +264,10 @@ class CommandLine {
     });
   }
 
-  void add_sampling(CLI::App& added) {
-    added.add_option("--num-samples", generate_.num_samples, "Texts for each prompt, drawn apart")
-        ->check(at_least_one())
-        ->capture_default_str()
-        ->type_name("N");
-    added.add_option("--temperature", generate_.temperature, "0 takes the most probable token")
-        ->check(not_negative())
-        ->capture_default_str()
-        ->type_name("T");
-    added.add_option("--top-k", generate_.top_k, "Draw from the K most probable tokens; 0 = all")
-        ->check(not_negative())
-        ->capture_default_str()
-        ->type_name("K");
-    added.add_option("--top-p", generate_.top_p, "Draw from the fewest most probable tokens of together P or more")
-        ->capture_default_str()
-        ->type_name("P");
-    added.add_option("--seed", generate_.seed, "Of the draws at a temperature above 0")
-        ->check(not_negative())
-        ->capture_default_str()
-        ->type_name("N");
-  }
-
   void add_export() {
     CLI::App& added = command("export", "Write a checkpoint as a Hugging Face or adapter folder", "Models",
                               "Example: reprise export --run runs/default --out MODEL-domain --dtype bfloat16");
-    added.add_option("--run", export_.run, "Run folder")->required()->type_name("FOLDER");
-    added.add_option("--out", export_.output, "Folder to be made")->required()->type_name("FOLDER");
-    added.add_option("--dtype", export_.dtype, "Of the tensors; source = as each came in")
-        ->check(one_of({"source", "float32", "bfloat16", "float16"}))
-        ->capture_default_str()
-        ->type_name("DTYPE");
-    auto* step =
-        added.add_option("--step", export_.step, "Checkpoint of this step (default: the newest that verifies)");
-    step->check(not_negative())->type_name("N");
-    added.add_option("--max-shard-size", export_.max_shard_size, "A new weight file before this size, e.g. 500MB, 5GB")
-        ->capture_default_str()
-        ->type_name("SIZE");
-    added.add_flag("--merge", export_.merge, "Of a run with [lora]: the whole model with its adapters merged in");
-    added.add_flag("--best", export_.best, "The checkpoint with the lowest evaluation loss")->excludes(step);
+    add_flags(added, export_);
     grid_.add_to(added);
     added.callback([this] {
       action_ = [this] {
@@ -391,20 +312,6 @@ class CommandLine {
 
   void add_path(CLI::App& command, const std::string& name, const std::string& what) {
     command.add_option(name, path_, what)->required()->type_name("");
-  }
-  template <class Options>
-  static void add_model_options(CLI::App& command, Options& options) {
-    command.add_option("--model", options.model, "Hugging Face folder")->required()->type_name("FOLDER");
-    command.add_option("--adapter", options.adapter, "PEFT folder of adapters beside the model")->type_name("FOLDER");
-    command.add_option("--dtype", options.dtype, "Storage while computing")
-        ->check(one_of({"float32", "bfloat16"}))
-        ->capture_default_str()
-        ->type_name("DTYPE");
-    command
-        .add_option("--vocab-size", options.vocab_size,
-                    "Ids that may occur (default: those of tokenizer.json, else all)")
-        ->check(at_least_one())
-        ->type_name("N");
   }
   int in_session(const RunFileFlags& file, const std::function<void(Session& session, const RunConfig& config)>& work) {
     const auto run = [&](const RunConfig& config, Communicator& world, int threads) {

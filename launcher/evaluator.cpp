@@ -9,7 +9,7 @@
 #include "launcher/data_loader.hpp"
 #include "launcher/prefetcher.hpp"
 #include "launcher/recorded_sets.hpp"
-#include "launcher/target_statistics.hpp"
+#include "loss/target_statistics.hpp"
 
 namespace reprise {
 

@@ -1,6 +1,5 @@
 #include "loss/full_cross_entropy.hpp"
 
-#include <algorithm>
 #include <type_traits>
 
 #include "core/elementwise.hpp"
@@ -10,69 +9,6 @@
 
 namespace reprise {
 
-LogitBudget default_logit_budget(bool gpu) {
-  if (!gpu) return {};
-  return {.block_tokens = 8192,
-          .block_logits = std::int64_t{32} << 20,
-          .min_block_ids = 4096,
-          .kept_logits = std::int64_t{256} << 20};
-}
-
-LogitBlocks plan_logit_blocks(std::int64_t tokens, std::int64_t ids, const LogitBudget& budget) {
-  LogitBlocks blocks;
-  blocks.tokens = std::clamp<std::int64_t>(tokens, 1, budget.block_tokens);
-  blocks.ids = std::clamp<std::int64_t>(budget.block_logits / blocks.tokens, budget.min_block_ids,
-                                        std::max(ids, budget.min_block_ids));
-  blocks.ids = std::min(blocks.ids, std::max<std::int64_t>(ids, 1));
-  blocks.kept = tokens * ids <= budget.kept_logits;
-  return blocks;
-}
-
-template <class Operand>
-void block_logits(const Stream& stream, MatrixView<const Operand> hidden, MatrixView<const Operand> rows,
-                  const LossOptions& options, MatrixView<float> logits) {
-  gemm<Operand, float>(stream, Transpose::kNo, Transpose::kYes, options.logit_scale, hidden, rows, 0.0f, logits);
-  cap_logits(stream, logits, options.softcap);
-}
-template void block_logits(const Stream&, MatrixView<const float>, MatrixView<const float>, const LossOptions&,
-                           MatrixView<float>);
-template void block_logits(const Stream&, MatrixView<const BFloat16>, MatrixView<const BFloat16>, const LossOptions&,
-                           MatrixView<float>);
-
-namespace {
-
-/// x as an operand of products: itself where it is of that type, else a float32 copy in arena memory.
-template <class Operand, class T>
-MatrixView<const Operand> as_operand(const Context& context, MatrixView<const T> x) {
-  if constexpr (std::is_same_v<Operand, T>) {
-    return x;
-  } else {
-    return as_float(context, x);
-  }
-}
-
-/// body.operator()<Operand>(): float on the CPU, T on a GPU.
-template <class T, class Body>
-void with_operand(const Stream& stream, const Body& body) {
-  if (stream.is_cpu()) {
-    body.template operator()<float>();
-  } else {
-    body.template operator()<T>();
-  }
-}
-
-}  // namespace
-
-/// Tokens [token_begin, ...) x ids [id_begin, ...) (counted from this rank's first id).
-template <class T>
-template <class Operand>
-struct FullCrossEntropy<T>::Block {
-  std::int64_t token_begin, id_begin;
-  MatrixView<const Operand> hidden;  ///< [tokens of the block, D]
-  MatrixView<const Operand> rows;    ///< [ids of the block, D]
-  MatrixView<float> logits;          ///< [tokens of the block, ids of the block]
-};
-
 template <class T>
 FullCrossEntropy<T>::FullCrossEntropy(const VocabPartition& vocab, const LossOptions& options,
                                       std::optional<LogitBudget> budget)
@@ -80,31 +16,16 @@ FullCrossEntropy<T>::FullCrossEntropy(const VocabPartition& vocab, const LossOpt
   check_loss_options(vocab, options);
 }
 
-/// Walks the blocks, vocabulary outside (a block of W is widened once), tokens inside, always in the same order.
 template <class T>
 template <class Operand, class Body>
 void FullCrossEntropy<T>::for_each_block(const Context& context, MatrixView<const T> weight, const Body& body) const {
-  const std::int64_t tokens = selected_.size();
   MatrixView<const Operand> hidden;
   if constexpr (std::is_same_v<Operand, float>) {
     hidden = hidden_.single;
   } else {
     hidden = hidden_.stored;
   }
-  std::int64_t kept = 0;
-  for (std::int64_t first = 0; first < ids_.size(); first += blocks_.ids) {
-    const std::int64_t ids = std::min(blocks_.ids, ids_.size() - first);
-    const Arena::Scope scope(context.arena);
-    const auto rows = as_operand<Operand>(context, weight.row_range(first, ids));
-    VectorView<float> scratch;
-    if (!blocks_.kept) scratch = context.arena.vector<float>(std::min(tokens, blocks_.tokens) * ids, "block of logits");
-    for (std::int64_t begin = 0; begin < tokens; begin += blocks_.tokens) {
-      const std::int64_t count = std::min(blocks_.tokens, tokens - begin);
-      const VectorView<float> place = blocks_.kept ? kept_logits_.slice(kept, count * ids) : scratch;
-      body(Block<Operand>{begin, first, hidden.row_range(begin, count), rows, {place.data, count, ids}});
-      kept += count * ids;
-    }
-  }
+  for_each_logit_block<Operand, T>(context, blocks_, hidden, weight.row_range(0, ids_.size()), kept_logits_, body);
 }
 
 template <class T>
@@ -124,6 +45,7 @@ typename FullCrossEntropy<T>::Output FullCrossEntropy<T>::launch_forward(const C
   const std::int64_t tokens = selected_.size();
   const auto token_loss = context.arena.vector<float>(tokens, "token losses");
   blocks_ = plan_logit_blocks(tokens, ids_.size(), budget_.value_or(default_logit_budget(!context.stream.is_cpu())));
+  kept_logits_ = {};
   if (blocks_.kept) kept_logits_ = context.arena.vector<float>(tokens * ids_.size(), "logits");
   const auto local = context.arena.vector<TokenStatistics>(tokens, "softmax statistics");
   clear_statistics(context.stream, local);
@@ -136,7 +58,7 @@ template <class T>
 template <class Operand>
 void FullCrossEntropy<T>::add_block_statistics(const Context& context, MatrixView<const T> weight,
                                                VectorView<TokenStatistics> local) const {
-  for_each_block<Operand>(context, weight, [&](const Block<Operand>& block) {
+  for_each_block<Operand>(context, weight, [&](const LogitBlock<Operand>& block) {
     const std::int64_t tokens = block.logits.rows;
     block_logits<Operand>(context.stream, block.hidden, block.rows, options_, block.logits);
     add_statistics(context.stream, block.logits, gold_.slice(block.token_begin, tokens), ids_.begin + block.id_begin,
@@ -163,7 +85,7 @@ void FullCrossEntropy<T>::add_block_gradients(const Context& context, MatrixView
                                               MatrixView<float> d_selected, MatrixView<float> d_weight) const {
   const Stream& stream = context.stream;
   const SoftmaxTargets targets{gold_, statistics_.max, statistics_.inverse_sum, weights_};
-  for_each_block<Operand>(context, weight, [&](const Block<Operand>& block) {
+  for_each_block<Operand>(context, weight, [&](const LogitBlock<Operand>& block) {
     const std::int64_t tokens = block.logits.rows;
     if (!blocks_.kept) block_logits<Operand>(stream, block.hidden, block.rows, options_, block.logits);
     const Arena::Scope scope(context.arena);

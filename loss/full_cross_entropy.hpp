@@ -2,35 +2,13 @@
 
 #include <optional>
 
+#include "loss/logit_blocks.hpp"
 #include "loss/loss.hpp"
 #include "loss/selected_rows.hpp"
 #include "loss/softmax.hpp"
 #include "loss/token_statistics.hpp"
 
 namespace reprise {
-
-/// How much of T x V_local may live at once, in logits.
-struct LogitBudget {
-  std::int64_t block_tokens = 1024;
-  std::int64_t block_logits = std::int64_t{1} << 20;
-  std::int64_t min_block_ids = 512;
-  std::int64_t kept_logits = std::int64_t{16} << 20;  ///< up to which all blocks are kept: 64 MiB
-};
-/// Blocks that stay in the caches of a CPU; on a GPU, blocks whose products fill it (128 MiB of logits, 1 GiB kept).
-[[nodiscard]] LogitBudget default_logit_budget(bool gpu);
-
-/// How T x V_local logits are cut: all of a block's logits live at once, the blocks only when they fit a budget.
-struct LogitBlocks {
-  std::int64_t tokens = 0;  ///< tokens per block
-  std::int64_t ids = 0;     ///< vocabulary rows per block
-  bool kept = false;        ///< forward keeps every block for backward, which otherwise computes them again
-};
-[[nodiscard]] LogitBlocks plan_logit_blocks(std::int64_t tokens, std::int64_t ids, const LogitBudget& budget = {});
-
-/// logits [tokens, ids of this block] = softcap(logit_scale h W^T) in float32. Operand: float, or BFloat16 on a GPU.
-template <class Operand>
-void block_logits(const Stream& stream, MatrixView<const Operand> hidden, MatrixView<const Operand> rows,
-                  const LossOptions& options, MatrixView<float> logits);
 
 /// Cross-entropy over the whole vocabulary, in blocks of tokens x vocabulary rows by GEMM: memory is bounded by a block
 /// (or by the budget below which all logits are kept), never T x V. Padded rows take no part.
@@ -51,8 +29,6 @@ class FullCrossEntropy final : public HeadLoss<T> {
                 MatrixView<float> d_weight) override;
 
  private:
-  template <class Operand>
-  struct Block;
   template <class Operand, class Body>
   void for_each_block(const Context& context, MatrixView<const T> weight, const Body& body) const;
   template <class Operand>

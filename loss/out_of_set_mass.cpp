@@ -1,10 +1,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
-#include "loss/full_cross_entropy.hpp"
+#include "loss/logit_blocks.hpp"
 #include "loss/loss.hpp"
 #include "loss/loss_batch_check.hpp"
 #include "loss/selected_rows.hpp"
@@ -45,31 +44,6 @@ TokenSets copy_sets(const Context& context, const CandidateTiles& tiles, std::in
           context.arena.copy<std::int32_t>(ids, "candidates")};
 }
 
-/// This rank's part of every token of `hidden`. Operand: float on the CPU, T on a GPU.
-template <class Operand, class T>
-void visit_vocabulary(const Context& context, MatrixView<const Operand> hidden, MatrixView<const T> weight, Range own,
-                      const TokenSets& sets, const LossOptions& options, VectorView<SplitStatistics> local) {
-  const LogitBlocks blocks = plan_logit_blocks(hidden.rows, own.size(), default_logit_budget(!context.stream.is_cpu()));
-  for (std::int64_t first = 0; first < own.size(); first += blocks.ids) {
-    const std::int64_t ids = std::min(blocks.ids, own.size() - first);
-    const Arena::Scope scope(context.arena);
-    MatrixView<const Operand> rows;
-    if constexpr (std::is_same_v<Operand, T>) {
-      rows = weight.row_range(first, ids);
-    } else {
-      rows = as_float(context, weight.row_range(first, ids));
-    }
-    for (std::int64_t begin = 0; begin < hidden.rows; begin += blocks.tokens) {
-      const std::int64_t count = std::min(blocks.tokens, hidden.rows - begin);
-      const Arena::Scope block_scope(context.arena);
-      const auto logits = context.arena.matrix<float>(count, ids, "block of logits");
-      block_logits<Operand>(context.stream, hidden.row_range(begin, count), rows, options, logits);
-      add_split_statistics(context.stream, sets.tokens(begin, count), own.begin + first, logits,
-                           local.slice(begin, count));
-    }
-  }
-}
-
 }  // namespace
 
 template <class T>
@@ -88,14 +62,19 @@ std::pair<double, double> out_of_set_mass(const Context& context, MatrixView<con
   const SelectedRows<T> selected(context, hidden, batch.row.slice(0, tokens), total_rows);
   const auto local = context.arena.vector<SplitStatistics>(tokens, "softmax inside and outside the candidates");
   clear_statistics(context.stream, {reinterpret_cast<TokenStatistics*>(local.data), 2 * tokens});
-  const HeadHidden<T> states = head_hidden(context, selected);
   const TokenSets sets = copy_sets(context, batch.tiles, tokens);
   const Range own = vocab.ids(context.groups.tp_rank());
-  if (context.stream.is_cpu()) {
-    visit_vocabulary<float, T>(context, states.single, weight, own, sets, options, local);
-  } else {
-    visit_vocabulary<T, T>(context, states.stored, weight, own, sets, options, local);
-  }
+  const LogitBlocks blocks = plan_logit_blocks(tokens, own.size(), default_logit_budget(!context.stream.is_cpu()));
+  with_operand<T>(context.stream, [&]<class Operand>() {
+    const auto operand = as_operand<Operand>(context, selected.hidden());
+    for_each_logit_block<Operand, T>(
+        context, blocks, operand, weight.row_range(0, own.size()), {}, [&](const auto& block) {
+          block_logits<Operand>(context.stream, block.hidden, block.rows, options, block.logits);
+          add_split_statistics(context.stream, sets.tokens(block.token_begin, block.logits.rows),
+                               own.begin + block.id_begin, block.logits,
+                               local.slice(block.token_begin, block.logits.rows));
+        });
+  });
 
   const int ranks = context.groups.tp_size();
   constexpr std::int64_t kFloats = sizeof(SplitStatistics) / sizeof(float);

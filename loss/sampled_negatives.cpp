@@ -8,7 +8,7 @@
 #include "core/gemm.hpp"
 #include "core/math.hpp"
 #include "loss/add_rows.hpp"
-#include "loss/full_cross_entropy.hpp"
+#include "loss/logit_blocks.hpp"
 
 namespace reprise {
 

@@ -1,14 +1,13 @@
-#include "launcher/target_statistics.hpp"
+#include "loss/target_statistics.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <type_traits>
 
 #include "core/elementwise.hpp"
 #include "core/error.hpp"
 #include "core/transfer.hpp"
-#include "loss/full_cross_entropy.hpp"
+#include "loss/logit_blocks.hpp"
 #include "loss/loss_batch_check.hpp"
 #include "loss/selected_rows.hpp"
 #include "loss/split_statistics.hpp"
@@ -16,13 +15,6 @@
 namespace reprise {
 
 namespace {
-
-template <class T>
-VectorView<const T> place(const Context& context, VectorView<const T> host, std::string_view what) {
-  const auto copy = context.arena.vector<T>(host.size, what);
-  copy_to_device<T>(context.stream, host, copy);
-  return copy;
-}
 
 /// Rows that each occur once, ascending, and where each target's stands among them.
 struct DistinctRows {
@@ -44,34 +36,6 @@ struct LocalParts {
   VectorView<TokenStatistics> all;
   VectorView<SplitStatistics> split;  ///< empty without sets
 };
-
-/// Walks this rank's vocabulary in blocks. Operand: float on the CPU, T on a GPU.
-template <class Operand, class T>
-void visit_vocabulary(const Context& context, MatrixView<const Operand> hidden, MatrixView<const T> weight, Range own,
-                      VectorView<const std::int32_t> gold, const TokenSets& sets, const LocalParts& parts) {
-  const LogitBlocks blocks = plan_logit_blocks(hidden.rows, own.size(), default_logit_budget(!context.stream.is_cpu()));
-  for (std::int64_t first = 0; first < own.size(); first += blocks.ids) {
-    const std::int64_t ids = std::min(blocks.ids, own.size() - first);
-    const Arena::Scope scope(context.arena);
-    MatrixView<const Operand> rows;
-    if constexpr (std::is_same_v<Operand, T>) {
-      rows = weight.row_range(first, ids);
-    } else {
-      rows = as_float(context, weight.row_range(first, ids));
-    }
-    for (std::int64_t begin = 0; begin < hidden.rows; begin += blocks.tokens) {
-      const std::int64_t count = std::min(blocks.tokens, hidden.rows - begin);
-      const Arena::Scope block_scope(context.arena);
-      const auto logits = context.arena.matrix<float>(count, ids, "block of logits");
-      block_logits<Operand>(context.stream, hidden.row_range(begin, count), rows, {}, logits);
-      add_statistics(context.stream, logits, gold.slice(begin, count), own.begin + first,
-                     parts.all.slice(begin, count));
-      if (parts.split.empty()) continue;
-      add_split_statistics(context.stream, sets.tokens(begin, count), own.begin + first, logits,
-                           parts.split.slice(begin, count));
-    }
-  }
-}
 
 /// Logits as the sums over ranks see them: log sum exp of parts, in rank order and float64.
 class LogSum {
@@ -150,25 +114,33 @@ TargetStatistics measure_targets(const Context& context, const Stream& host, Mat
   MatrixView<const T> states = selected.hidden();
   if (distinct.repeat) {
     const auto repeated = context.arena.matrix<T>(tokens, states.cols, "hidden states of the targets");
-    gather_rows<T>(context.stream, states, place<std::int32_t>(context, distinct.index, "targets"), repeated);
+    gather_rows<T>(context.stream, states, context.arena.copy<std::int32_t>(distinct.index, "targets"), repeated);
     states = repeated;
   }
-  const auto gold = place(context, targets.gold, "gold tokens");
+  const auto gold = context.arena.copy(targets.gold, "gold tokens");
   TokenSets sets;
   LocalParts parts{context.arena.vector<TokenStatistics>(tokens, "softmax statistics"), {}};
   clear_statistics(context.stream, parts.all);
   if (has_sets) {
-    sets = {place(context, targets.set_begin, "sets"), place(context, targets.set_end, "sets"),
-            place(context, targets.ids, "sets")};
+    sets = {context.arena.copy(targets.set_begin, "sets"), context.arena.copy(targets.set_end, "sets"),
+            context.arena.copy(targets.ids, "sets")};
     parts.split = context.arena.vector<SplitStatistics>(tokens, "softmax inside and outside the sets");
     clear_statistics(context.stream, {reinterpret_cast<TokenStatistics*>(parts.split.data), 2 * tokens});
   }
   const Range own = vocab.ids(context.groups.tp_rank());
-  if (context.stream.is_cpu()) {
-    visit_vocabulary<float, T>(context, as_float(context, states), weight, own, gold, sets, parts);
-  } else {
-    visit_vocabulary<T, T>(context, states, weight, own, gold, sets, parts);
-  }
+  const LogitBlocks blocks = plan_logit_blocks(tokens, own.size(), default_logit_budget(!context.stream.is_cpu()));
+  with_operand<T>(context.stream, [&]<class Operand>() {
+    const auto operand = as_operand<Operand>(context, states);
+    for_each_logit_block<Operand, T>(
+        context, blocks, operand, weight.row_range(0, own.size()), {}, [&](const auto& block) {
+          const std::int64_t begin = block.token_begin, count = block.logits.rows, first = own.begin + block.id_begin;
+          block_logits<Operand>(context.stream, block.hidden, block.rows, {}, block.logits);
+          add_statistics(context.stream, block.logits, gold.slice(begin, count), first, parts.all.slice(begin, count));
+          if (!has_sets) return;
+          add_split_statistics(context.stream, sets.tokens(begin, count), first, block.logits,
+                               parts.split.slice(begin, count));
+        });
+  });
   const std::vector<double> words = words_of(context, parts);
   std::vector<double> all(words.size() * static_cast<std::size_t>(vocab.tp_size()));
   context.groups.tp->all_gather<double>(host, words, all);
